@@ -1,0 +1,88 @@
+#include "base/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace bamba {
+namespace {
+
+struct Descriptor {
+  int fd;
+  ~Descriptor() {
+    if (fd > 0) close(fd);
+  }
+};
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  Descriptor d{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (d.fd < 0) throw Error("{}: cannot be opened: {}", path, std::strerror(errno));
+  struct stat info;
+  if (fstat(d.fd, &info) != 0) throw Error("{}: {}", path, std::strerror(errno));
+  if (S_ISDIR(info.st_mode)) throw Error("{}: is a directory, expected a file", path);
+  if (!S_ISREG(info.st_mode)) throw Error("{}: is not a regular file", path);
+  size_ = static_cast<size_t>(info.st_size);
+  if (size_ == 0) return;
+  void* p = mmap(nullptr, size_, PROT_READ, MAP_SHARED, d.fd, 0);
+  if (p == MAP_FAILED) throw Error("{}: cannot be mapped: {}", path, std::strerror(errno));
+  data_ = static_cast<const char*>(p);
+}
+
+MappedFile::~MappedFile() {
+  if (data_) munmap(const_cast<char*>(data_), size_);
+}
+
+std::string ReadFile(const std::string& path) {
+  bool standard_input = path == "-";
+  Descriptor d{standard_input ? 0 : open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (d.fd < 0) throw Error("{}: cannot be opened: {}", path, std::strerror(errno));
+  std::string text;
+  struct stat info;
+  if (!standard_input && fstat(d.fd, &info) == 0 && S_ISREG(info.st_mode)) text.reserve(static_cast<size_t>(info.st_size) + 1);
+  for (size_t chunk = 1 << 16;; chunk = chunk < (1 << 24) ? chunk * 2 : chunk) {
+    size_t used = text.size();
+    text.resize(used + chunk);
+    ssize_t n = read(d.fd, text.data() + used, chunk);
+    text.resize(used + static_cast<size_t>(n > 0 ? n : 0));
+    if (n == 0) return text;
+    if (n < 0 && errno != EINTR) throw Error("{}: cannot be read: {}", standard_input ? "standard input" : path, std::strerror(errno));
+  }
+}
+
+FileWriter::FileWriter(const std::string& path) : path_(path), temporary_(path + ".tmp-" + std::to_string(getpid())) {
+  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd_ < 0) throw Error("{}: cannot be created: {}", path, std::strerror(errno));
+}
+
+FileWriter::~FileWriter() {
+  if (fd_ >= 0) close(fd_);
+  if (!temporary_.empty()) unlink(temporary_.c_str());
+}
+
+void FileWriter::Write(const void* data, size_t bytes) {
+  const char* p = static_cast<const char*>(data);
+  while (bytes > 0) {
+    ssize_t n = write(fd_, p, bytes);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw Error("{}: cannot be written: {}; nothing was kept", path_, std::strerror(errno));
+    p += n, bytes -= static_cast<size_t>(n);
+  }
+}
+
+void FileWriter::Commit() {
+  bool synced = fsync(fd_) == 0 || errno == EINVAL;
+  int closed = close(std::exchange(fd_, -1));
+  if (!synced || closed != 0 || rename(temporary_.c_str(), path_.c_str()) != 0)
+    throw Error("{}: cannot be written: {}; nothing was kept", path_, std::strerror(errno));
+  temporary_.clear();
+}
+
+}  // namespace bamba

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <utility>
+
+namespace bamba {
+
+// A whole file, read-only, mapped into memory. Throws Error naming the file and the system's reason.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::string& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept
+      : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  MappedFile& operator=(MappedFile&& other) noexcept {
+    std::swap(path_, other.path_), std::swap(data_, other.data_), std::swap(size_, other.size_);
+    return *this;
+  }
+
+  const std::string& path() const { return path_; }
+  const char* data() const { return data_; }
+  size_t size() const { return size_; }
+  std::span<const char> bytes() const { return {data_, size_}; }
+
+ private:
+  std::string path_;
+  const char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A file's whole text; path "-" reads standard input. Throws Error.
+std::string ReadFile(const std::string& path);
+
+// Writes under a temporary name beside `path` and takes that name only in Commit(): readers see the old file or the whole new one, never a half.
+// Every call throws Error with the system's reason (disk full, no permission); without Commit the destructor removes the temporary file.
+class FileWriter {
+ public:
+  explicit FileWriter(const std::string& path);
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+
+  void Write(const void* data, size_t bytes);
+  void Write(std::string_view text) { Write(text.data(), text.size()); }
+  void Commit();
+
+ private:
+  std::string path_, temporary_;
+  int fd_ = -1;
+};
+
+}  // namespace bamba

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace bamba::cli {
+
+// Each verb lives in a file of its name: its function adds the subcommand with options and help, and the work as the subcommand's callback.
+// A callback throws Error (exit code 1) or UsageError (2); main() prints the one line.
+void AddTokenize(CLI::App& app);
+
+}  // namespace bamba::cli
