@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace bamba {
+
+// Tokens in a chunk of the state space scan, counted from each sequence's first token. The SSM state exists at chunk boundaries only; within a chunk a
+// row is computed from the boundary state and the chunk's inputs, in one order, however the sequence is split over calls. See docs/numerics.md.
+inline constexpr int64_t kSsdChunk = 32;
+
+// Keys in a block of attention, at absolute positions: the unit of its softmax and of a page of the KV pool.
+inline constexpr int64_t kKvBlock = 64;
+
+// A run of rows of a batch that are consecutive tokens of one sequence.
+struct Sequence {
+  int64_t row = 0;                 // its first row in the batch
+  int64_t rows = 0;                // may be 0
+  int64_t position = 0;            // tokens of the sequence before `row`; 0 starts from the empty state whatever the slot holds
+  int32_t slot = -1;               // state slot, read and advanced; -1: starts and ends stateless (then position is 0)
+  const int32_t* pages = nullptr;  // page table: page pages[i] of the KV pool holds keys [i·kKvBlock, (i+1)·kKvBlock); null where slot is -1
+};
+
+// The rows of one call, ragged: prompts, single decoding tokens and packed training documents alike. Sequences lie one after the other, without gaps.
+struct Batch {
+  std::vector<int32_t> tokens;  // [T] ids
+  std::vector<Sequence> sequences;
+  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+};
+
+// One sequence from the empty state, nothing kept.
+Batch StatelessBatch(std::vector<int32_t> tokens);
+
+// State of one Mamba-2 mixer for every slot, in the device's activation dtype (f32). Absent tensors: no state is kept.
+//
+// A slot holds the state at the last chunk boundary b and the inputs since, never the state in between. Each ring keeps token t at entry t mod its length,
+// so a longer ring and a second boundary make older positions reachable: rolling back is choosing a smaller position, see docs/architecture.md.
+struct MambaState {
+  Tensor conv;  // [slots, L1 ≥ d_conv − 1, conv_dim]                  conv inputs (before the convolution): ring of tokens
+  Tensor xbc;   // [slots, L2, conv_dim]  L2 a multiple of kSsdChunk   scan inputs x|B|C (after convolution and SiLU): ring of tokens
+  Tensor dt;    // [slots, L2, heads]                                  time steps before bias and softplus: ring of tokens
+  Tensor ssm;   // [slots, boundaries, heads, head_dim, state]         S_b at entry (b / kSsdChunk) mod boundaries; S_0 = 0 is not stored
+};
+
+// Keys (rotated) and values of one attention mixer: pages of kKvBlock tokens. Absent: attention sees the batch's own rows only.
+struct KvPages {
+  Tensor k, v;  // [pages, kKvBlock, kv_heads, head_dim]
+};
+
+}  // namespace bamba

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <functional>
+#include <string_view>
+
+#include "base/buffer.h"
+#include "base/tensor.h"
+#include "base/thread_pool.h"
+
+namespace bamba {
+
+struct OpTable;
+
+// Sees (op, layer, output) after each op: dumps of hidden states, importance matrices and NaN hunts. Layer is the sub-block's index; -1 outside of them.
+using Observer = std::function<void(std::string_view op, int layer, const Tensor& output)>;
+
+// Where ops run, and what they may use. One call at a time.
+struct Context {
+  const OpTable* device = nullptr;  // the device is its table of ops
+  Dtype dtype = Dtype::kF32;        // of activations
+  ThreadPool* threads = nullptr;
+  Workspace* workspace = nullptr;
+  Observer observer;
+  int layer = -1;
+
+  // A temporary of the activation dtype; its numbers are undefined. Lives until the innermost Frame ends.
+  Tensor Temp(std::initializer_list<int64_t> shape) { return workspace->Take(dtype, shape); }
+};
+
+// Temporaries taken during its life are released at its end; kept ones stay until an outer frame ends.
+class Frame {
+ public:
+  explicit Frame(Context& ctx, bool keep = false) : workspace_(keep ? nullptr : ctx.workspace), mark_(ctx.workspace->used()) {}
+  ~Frame() {
+    if (workspace_) workspace_->ReleaseTo(mark_);
+  }
+  Frame(const Frame&) = delete;
+  Frame& operator=(const Frame&) = delete;
+
+ private:
+  Workspace* workspace_;
+  size_t mark_;
+};
+
+}  // namespace bamba
