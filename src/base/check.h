@@ -12,8 +12,6 @@ namespace bamba {
 }  // namespace bamba
 
 // An invariant of the program itself; user input never reaches one. CHECK_MSG adds values: CHECK_MSG(a == b, "{} rows, {} labels", a, b).
-#define CHECK(condition) \
-  if (!(condition)) ::bamba::CheckFailed(__FILE__, __LINE__, #condition, {})
-#define CHECK_MSG(condition, ...) \
-  if (!(condition)) ::bamba::CheckFailed(__FILE__, __LINE__, #condition, fmt::format(__VA_ARGS__))
+#define CHECK(condition) ((condition) ? static_cast<void>(0) : ::bamba::CheckFailed(__FILE__, __LINE__, #condition, {}))
+#define CHECK_MSG(condition, ...) ((condition) ? static_cast<void>(0) : ::bamba::CheckFailed(__FILE__, __LINE__, #condition, fmt::format(__VA_ARGS__)))
 #define CHECK_EQ(a, b) CHECK_MSG((a) == (b), "{} against {}", (a), (b))

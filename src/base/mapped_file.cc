@@ -16,7 +16,7 @@ namespace {
 struct Descriptor {
   int fd;
   ~Descriptor() {
-    if (fd > 0) close(fd);
+    if (fd >= 0 && fd != STDIN_FILENO) close(fd);
   }
 };
 
@@ -57,8 +57,13 @@ std::string ReadFile(const std::string& path) {
   }
 }
 
-FileWriter::FileWriter(const std::string& path) : path_(path), temporary_(path + ".tmp-" + std::to_string(getpid())) {
-  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+FileWriter::FileWriter(const std::string& path) : path_(path) {
+  struct stat info;
+  bool exists = stat(path.c_str(), &info) == 0;
+  if (exists && S_ISDIR(info.st_mode)) throw Error("{}: is a directory, expected a file name", path);
+  bool device = exists && !S_ISREG(info.st_mode);
+  if (!device) temporary_ = path + ".tmp-" + std::to_string(getpid());
+  fd_ = open(device ? path.c_str() : temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd_ < 0) throw Error("{}: cannot be created: {}", path, std::strerror(errno));
 }
 
@@ -72,17 +77,21 @@ void FileWriter::Write(const void* data, size_t bytes) {
   while (bytes > 0) {
     ssize_t n = write(fd_, p, bytes);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw Error("{}: cannot be written: {}; nothing was kept", path_, std::strerror(errno));
+    if (n < 0) Fail(errno);
     p += n, bytes -= static_cast<size_t>(n);
   }
 }
 
 void FileWriter::Commit() {
-  bool synced = fsync(fd_) == 0 || errno == EINVAL;
-  int closed = close(std::exchange(fd_, -1));
-  if (!synced || closed != 0 || rename(temporary_.c_str(), path_.c_str()) != 0)
-    throw Error("{}: cannot be written: {}; nothing was kept", path_, std::strerror(errno));
+  // Pipes and terminals cannot be synchronised and say so with EINVAL.
+  if (fsync(fd_) != 0 && errno != EINVAL) Fail(errno);
+  if (close(std::exchange(fd_, -1)) != 0) Fail(errno);
+  if (!temporary_.empty() && rename(temporary_.c_str(), path_.c_str()) != 0) Fail(errno);
   temporary_.clear();
+}
+
+void FileWriter::Fail(int reason) const {
+  throw Error("{}: cannot be written: {}{}", path_, std::strerror(reason), temporary_.empty() ? "" : "; nothing was kept");
 }
 
 }  // namespace bamba

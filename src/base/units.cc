@@ -38,9 +38,10 @@ std::string HumanSeconds(double s) {
 }
 
 std::string Thousands(int64_t n) {
-  std::string digits = std::to_string(n < 0 ? -n : n);
-  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3) digits.insert(static_cast<size_t>(i), ",");
-  return n < 0 ? "-" + digits : digits;
+  std::string text = std::to_string(n);
+  size_t first = n < 0 ? 1 : 0;  // digit
+  for (size_t i = text.size(); i > first + 3;) text.insert(i -= 3, 1, ',');
+  return text;
 }
 
 }  // namespace bamba
