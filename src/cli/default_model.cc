@@ -1,0 +1,31 @@
+#include "cli/default_model.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/executable.h"
+
+namespace bamba::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool IsModel(const fs::path& directory) {
+  std::error_code ignored;
+  return fs::exists(directory / "config.json", ignored);
+}
+
+}  // namespace
+
+std::string DefaultModel() {
+  // Loading it reports what is wrong with a model that the user chose: no silent second choice.
+  if (const char* chosen = std::getenv("BAMBA_MODEL"); chosen && *chosen) return chosen;
+  fs::path program = ExecutablePath();
+  if (fs::path installed = program.parent_path().parent_path() / "share/bamba/models/mini"; IsModel(installed)) return installed.string();
+  for (fs::path above = program.parent_path(); above.has_relative_path(); above = above.parent_path())
+    if (IsModel(above / "models/mini")) return (above / "models/mini").string();
+  throw Error("no model named, and the one that comes with bamba is not beside {}; name a model's directory, or set BAMBA_MODEL to it", program.string());
+}
+
+}  // namespace bamba::cli
