@@ -50,11 +50,16 @@ void ConvertAs(const void* from, void* to, size_t n) {
   const From* in = static_cast<const From*>(from);
   To* out = static_cast<To*>(to);
   for (size_t i = 0; i < n; i++) {
-    if constexpr (std::is_same_v<From, std::complex<double>> && std::is_same_v<To, double>) out[i] = in[i].real();
-    else if constexpr (std::is_same_v<From, std::complex<double>>) out[i] = To(static_cast<float>(in[i].real()));
-    else if constexpr (std::is_same_v<From, double> && (std::is_same_v<To, double> || std::is_same_v<To, std::complex<double>>)) out[i] = To(in[i]);
-    else if constexpr (std::is_same_v<To, std::complex<double>>) out[i] = To(static_cast<double>(static_cast<float>(in[i])));
-    else out[i] = To(static_cast<float>(in[i]));
+    if constexpr (std::is_same_v<From, std::complex<double>> && std::is_same_v<To, double>)
+      out[i] = in[i].real();
+    else if constexpr (std::is_same_v<From, std::complex<double>>)
+      out[i] = To(static_cast<float>(in[i].real()));
+    else if constexpr (std::is_same_v<From, double> && (std::is_same_v<To, double> || std::is_same_v<To, std::complex<double>>))
+      out[i] = To(in[i]);
+    else if constexpr (std::is_same_v<To, std::complex<double>>)
+      out[i] = To(static_cast<double>(static_cast<float>(in[i])));
+    else
+      out[i] = To(static_cast<float>(in[i]));
   }
 }
 

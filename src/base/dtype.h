@@ -12,9 +12,12 @@ enum class Dtype : uint8_t { kF32, kBf16, kF16, kF64, kC128, kI32, kI64 };
 
 constexpr size_t SizeOf(Dtype d) {
   switch (d) {
-    case Dtype::kF32: case Dtype::kI32: return 4;
-    case Dtype::kBf16: case Dtype::kF16: return 2;
-    case Dtype::kF64: case Dtype::kI64: return 8;
+    case Dtype::kF32:
+    case Dtype::kI32: return 4;
+    case Dtype::kBf16:
+    case Dtype::kF16: return 2;
+    case Dtype::kF64:
+    case Dtype::kI64: return 8;
     case Dtype::kC128: return 16;
   }
   return 0;
@@ -29,8 +32,10 @@ struct Bf16 {
   Bf16() = default;
   explicit Bf16(float x) {
     uint32_t u = std::bit_cast<uint32_t>(x);
-    if ((u & 0x7fffffffu) > 0x7f800000u) bits = static_cast<uint16_t>(u >> 16 | 0x40);
-    else bits = static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+      bits = static_cast<uint16_t>(u >> 16 | 0x40);
+    else
+      bits = static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16);
   }
   explicit operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
@@ -43,13 +48,20 @@ struct F16 {
   explicit operator float() const;
 };
 
-template <typename T> inline constexpr Dtype kDtypeOf = Dtype::kF32;
-template <> inline constexpr Dtype kDtypeOf<Bf16> = Dtype::kBf16;
-template <> inline constexpr Dtype kDtypeOf<F16> = Dtype::kF16;
-template <> inline constexpr Dtype kDtypeOf<double> = Dtype::kF64;
-template <> inline constexpr Dtype kDtypeOf<std::complex<double>> = Dtype::kC128;
-template <> inline constexpr Dtype kDtypeOf<int32_t> = Dtype::kI32;
-template <> inline constexpr Dtype kDtypeOf<int64_t> = Dtype::kI64;
+template <typename T>
+inline constexpr Dtype kDtypeOf = Dtype::kF32;
+template <>
+inline constexpr Dtype kDtypeOf<Bf16> = Dtype::kBf16;
+template <>
+inline constexpr Dtype kDtypeOf<F16> = Dtype::kF16;
+template <>
+inline constexpr Dtype kDtypeOf<double> = Dtype::kF64;
+template <>
+inline constexpr Dtype kDtypeOf<std::complex<double>> = Dtype::kC128;
+template <>
+inline constexpr Dtype kDtypeOf<int32_t> = Dtype::kI32;
+template <>
+inline constexpr Dtype kDtypeOf<int64_t> = Dtype::kI64;
 
 // Converts n numbers between any two of f32, bf16, f16 and f64 (complex takes and gives the real part). `from` and `to` must not overlap.
 void Convert(const void* from, Dtype from_dtype, void* to, Dtype to_dtype, size_t n);

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 
+#include <fmt/format.h>
 #include "base/terminal.h"
 #include "base/units.h"
-#include <fmt/format.h>
 
 namespace bamba {
 
@@ -28,7 +28,8 @@ void Progress::Advance(int64_t done) {
   std::string tail = fmt::format(" {:3.0f} %  {}/s  {} left  {}", part * 100, speed, HumanSeconds(left), note_);
   int width = std::clamp(TerminalColumns() - static_cast<int>(what_.size() + tail.size()) - 4, 0, 40);
   int full = static_cast<int>(part * width);
-  std::string line = fmt::format("\r{} [{}{}]{}\x1b[K", what_, std::string(static_cast<size_t>(full), '='), std::string(static_cast<size_t>(width - full), ' '), tail);
+  std::string line =
+      fmt::format("\r{} [{}{}]{}\x1b[K", what_, std::string(static_cast<size_t>(full), '='), std::string(static_cast<size_t>(width - full), ' '), tail);
   std::fputs(line.c_str(), stderr);
 }
 

@@ -13,7 +13,7 @@ class Progress {
   // `what` names the work, `unit` what is counted ("tok", "bytes"; bytes are shown in human units).
   Progress(std::string what, int64_t total, std::string unit);
   ~Progress();
-  void Advance(int64_t done);  // so far, of total
+  void Advance(int64_t done);                               // so far, of total
   void Note(std::string note) { note_ = std::move(note); }  // shown at the end of the line, such as a running result
 
  private:

@@ -47,11 +47,13 @@ class Tensor {
   }
   // First element of row i (of the sub-tensor i where there are more dimensions).
   template <typename T>
-  T* Row(int64_t i) const { return as<T>() + i * stride_[0]; }
+  T* Row(int64_t i) const {
+    return as<T>() + i * stride_[0];
+  }
 
   Tensor Rows(int64_t begin, int64_t count) const;
-  Tensor Columns(Range range) const;     // of a matrix
-  Tensor At(int64_t i) const;            // sub-tensor i: one dimension less
+  Tensor Columns(Range range) const;                        // of a matrix
+  Tensor At(int64_t i) const;                               // sub-tensor i: one dimension less
   Tensor View(std::initializer_list<int64_t> shape) const;  // of contiguous numbers, same count
 
   std::string ShapeString() const;  // "[2, 77, 512]"

@@ -32,7 +32,8 @@ class ThreadPool {
       for (int64_t i = 0; i < n; i += grain) body(i, i + grain < n ? i + grain : n, 0);
       return;
     }
-    Run(n, grain, [](const void* context, int64_t begin, int64_t end, int thread) { (*static_cast<const Body*>(context))(begin, end, thread); }, &body);
+    Run(
+        n, grain, [](const void* context, int64_t begin, int64_t end, int thread) { (*static_cast<const Body*>(context))(begin, end, thread); }, &body);
   }
 
  private:

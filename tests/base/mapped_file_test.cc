@@ -1,0 +1,126 @@
+#include "base/mapped_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+
+namespace bamba {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+class FileTest : public testing::Test {
+ protected:
+  FileTest() {
+    std::string pattern = testing::TempDir() + "/bamba-XXXXXX";
+    directory_ = mkdtemp(pattern.data());
+  }
+  ~FileTest() override { fs::remove_all(directory_); }
+
+  std::string Path(const std::string& name) const { return (directory_ / name).string(); }
+  void Put(const std::string& name, const std::string& text) const { std::ofstream(Path(name), std::ios::binary) << text; }
+  size_t Files() const { return static_cast<size_t>(std::distance(fs::directory_iterator(directory_), fs::directory_iterator())); }
+
+  fs::path directory_;
+};
+
+template <typename Call>
+std::string ErrorOf(const Call& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST_F(FileTest, MapsAndReadsTheSameBytes) {
+  std::string text("a\0b\xff\n", 5);
+  Put("f", text);
+  MappedFile mapped(Path("f"));
+  EXPECT_EQ(std::string(mapped.data(), mapped.size()), text);
+  EXPECT_EQ(ReadFile(Path("f")), text);
+  MappedFile moved = std::move(mapped);
+  EXPECT_EQ(mapped.data(), nullptr);
+  EXPECT_EQ(moved.bytes().size(), 5u);
+}
+
+TEST_F(FileTest, ReadsFilesLargerThanItsFirstGuess) {
+  std::string text(3'000'001, 'x');
+  text.back() = 'y';
+  Put("f", text);
+  EXPECT_EQ(ReadFile(Path("f")), text);
+}
+
+// The size of such a file is unknown before its end: the system shows 0.
+TEST_F(FileTest, ReadsFilesWithoutASize) { EXPECT_THAT(ReadFile("/proc/self/status"), HasSubstr("Threads:")); }
+
+TEST_F(FileTest, EmptyFilesAreEmpty) {
+  Put("f", "");
+  EXPECT_EQ(MappedFile(Path("f")).size(), 0u);
+  EXPECT_EQ(ReadFile(Path("f")), "");
+}
+
+TEST_F(FileTest, WhatCannotBeReadIsNamed) {
+  EXPECT_THAT(ErrorOf([&] { MappedFile(Path("none")); }), HasSubstr("none: cannot be opened: No such file"));
+  EXPECT_THAT(ErrorOf([&] { ReadFile(Path("none")); }), HasSubstr("none: cannot be opened: No such file"));
+  EXPECT_THAT(ErrorOf([&] { MappedFile{directory_.string()}; }), HasSubstr("is a directory"));
+  EXPECT_THAT(ErrorOf([&] { ReadFile(directory_.string()); }), HasSubstr("directory"));
+  EXPECT_THAT(ErrorOf([&] { MappedFile("/dev/null"); }), HasSubstr("not a regular file"));
+}
+
+TEST_F(FileTest, WriterReplacesOnlyOnCommit) {
+  Put("f", "old");
+  FileWriter w(Path("f"));
+  w.Write("ne");
+  w.Write("w");
+  EXPECT_EQ(ReadFile(Path("f")), "old");
+  w.Commit();
+  EXPECT_EQ(ReadFile(Path("f")), "new");
+  EXPECT_EQ(Files(), 1u);
+}
+
+TEST_F(FileTest, WriterWithoutCommitLeavesNothing) {
+  Put("f", "old");
+  {
+    FileWriter w(Path("f"));
+    w.Write("half");
+    EXPECT_EQ(Files(), 2u);
+  }
+  EXPECT_EQ(ReadFile(Path("f")), "old");
+  EXPECT_EQ(Files(), 1u);
+}
+
+TEST_F(FileTest, WriterNamesWhatCannotBeWritten) {
+  EXPECT_THAT(ErrorOf([&] { FileWriter(Path("no/such/place")); }), HasSubstr("place: cannot be created: No such file"));
+  EXPECT_THAT(ErrorOf([&] { FileWriter{directory_.string()}; }), HasSubstr("is a directory"));
+}
+
+TEST_F(FileTest, AFullDiskIsAnErrorAndTheDeviceStays) {
+  if (!fs::is_character_file("/dev/full")) GTEST_SKIP() << "this system has no /dev/full";
+  EXPECT_THAT(ErrorOf([&] {
+                FileWriter w("/dev/full");
+                w.Write("x");
+              }),
+              HasSubstr("/dev/full: cannot be written: No space left"));
+  EXPECT_TRUE(fs::is_character_file("/dev/full"));
+}
+
+// A link to a device, in a directory of ours: the device is written, the link is not replaced.
+TEST_F(FileTest, DevicesAreWrittenAsTheyAre) {
+  fs::create_symlink("/dev/null", Path("null"));
+  FileWriter w(Path("null"));
+  w.Write("gone");
+  w.Commit();
+  EXPECT_TRUE(fs::is_symlink(Path("null")));
+  EXPECT_EQ(Files(), 1u);
+}
+
+}  // namespace
+}  // namespace bamba
