@@ -7,11 +7,14 @@ namespace bamba {
 bool IsTerminal(int fd);
 int TerminalColumns();  // of standard error; 80 where unknown
 
-// All of the bytes or an Error with the system's reason (a full disk, a closed pipe); SIGPIPE must be ignored, see CatchSignals.
+// All of the bytes or an Error with the system's reason (a full disk, a closed pipe; the latter only after IgnoreClosedPipes).
 void WriteAll(int fd, std::string_view bytes);
 
-// From now on Ctrl-C and SIGTERM set a flag instead of ending the process, and a closed pipe is an error of write. A second Ctrl-C ends it at once.
-void CatchSignals();
+// From now on writing to a closed pipe is an error instead of the process's end.
+void IgnoreClosedPipes();
+
+// From now on Ctrl-C and SIGTERM set a flag, for work that looks at it and ends in good order. A second one ends the process at once.
+void CatchInterrupts();
 int InterruptSignal();  // the signal that came (SIGINT, SIGTERM), or 0
 
 }  // namespace bamba

@@ -7,7 +7,7 @@
 
 int main(int argc, char** argv) {
   using namespace bamba;
-  CatchSignals();
+  IgnoreClosedPipes();
   CLI::App app("The whole life of the Bamba language models in one program.", "bamba");
   app.set_version_flag("--version", "bamba " BAMBA_VERSION);
   app.require_subcommand(1);
