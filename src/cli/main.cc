@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "cli/verbs.h"
+#include "ops/cpu/simd.h"
 
 int main(int argc, char** argv) {
   using namespace bamba;
@@ -13,6 +14,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   cli::AddTokenize(app);
   try {
+    cpu::ChooseSimd();
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& e) {
