@@ -105,7 +105,7 @@ void Attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, 
 void AttentionBackward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const AttentionShape& shape, const Batch& batch, const Tensor& y,
                        const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv);
 
-// y = silu(gate) · up
+// y = silu(gate) · up; y may be gate itself.
 void SwiGlu(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& y);
 void SwiGluBackward(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup);
 
