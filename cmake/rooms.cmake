@@ -47,5 +47,6 @@ function(bamba_room name)
 
   set_target_properties(bamba_${name} PROPERTIES EXPORT_NAME ${name})
   install(TARGETS bamba_${name} EXPORT bambaTargets)
-  install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/${name} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/bamba FILES_MATCHING PATTERN "*.h" PATTERN ref EXCLUDE)
+  file(GLOB headers CONFIGURE_DEPENDS ${name}/*.h)
+  install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/bamba/${name})
 endfunction()

@@ -29,7 +29,7 @@ InstallPackages() {
     command -v sudo >/dev/null || Die "neither root nor sudo: have an administrator install: ${missing[*]}"
     root=(sudo)
   fi
-  echo "Packages to install: ${missing[*]}"
+  echo "Looking for the packages that this build needs and this machine lacks"
   "${root[@]}" apt-get -qq -o DPkg::Lock::Timeout=300 update || Die "apt-get update failed"
   for wanted in "${missing[@]}"; do
     for name in ${wanted//|/ }; do
@@ -37,6 +37,7 @@ InstallPackages() {
     done
     Die "this distribution has no package ${wanted//|/ or }; Debian 12 or later has"
   done
+  echo "Installing with apt: ${chosen[*]}"
   # --no-remove: where another version of a library stands in the way, that is for its owner to decide.
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -y --no-install-recommends --no-remove install "${chosen[@]}" >/dev/null ||
     Die "apt-get could not install: ${chosen[*]}"
