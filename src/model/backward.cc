@@ -4,14 +4,15 @@
 namespace bamba {
 namespace {
 
-void MambaMixerBackward(Context& ctx, const Config& c, const Mamba2& w, const Batch& batch, const SavedBlock& saved, const Tensor& dy, const Tensor& du, Mamba2& g) {
+void MambaMixerBackward(Context& ctx, const Config& c, const Mamba2& w, const Batch& batch, const SavedBlock& saved, const Tensor& dy, const Tensor& du,
+                        Mamba2& g) {
   const Tensor& proj = saved.proj;
   Tensor dproj = ctx.Temp({batch.rows(), c.in_proj_rows()}), dxbc = ctx.Temp({batch.rows(), c.conv_dim()});
   Tensor dscan = ctx.Temp({batch.rows(), c.inner()}), dgated = ctx.Temp({batch.rows(), c.inner()});
   ops::LinearBackward(ctx, saved.gated, w.out_proj, dy, Into::kWrite, dgated, g.out_proj);
   ops::GatedRmsNormBackward(ctx, saved.scan, proj.Columns(c.z()), w.norm, c.mamba_groups, c.eps, dgated, dscan, dproj.Columns(c.z()), g.norm);
-  ops::SsdScanBackward(ctx, saved.xbc, proj.Columns(c.dt()), w.dt_bias, w.a_log, w.d, c.ssd(), batch, {}, dscan, dxbc, dproj.Columns(c.dt()), g.dt_bias, g.a_log,
-                       g.d, {});
+  ops::SsdScanBackward(ctx, saved.xbc, proj.Columns(c.dt()), w.dt_bias, w.a_log, w.d, c.ssd(), batch, {}, dscan, dxbc, dproj.Columns(c.dt()), g.dt_bias,
+                       g.a_log, g.d, {});
   ops::CausalConvSiluBackward(ctx, proj.Columns(c.xbc()), w.conv, w.conv_bias, batch, dxbc, dproj.Columns(c.xbc()), g.conv, g.conv_bias);
   ops::LinearBackward(ctx, saved.u, w.in_proj, dproj, Into::kWrite, du, g.in_proj);
 }

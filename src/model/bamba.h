@@ -18,8 +18,12 @@ struct Mamba2 {
   Tensor dt_bias, a_log, d;        // [heads]
   Tensor norm;                     // [inner]
 };
-struct Attention { LinearWeight q, k, v, o; };
-struct SwiGlu { LinearWeight gate, up, down; };
+struct Attention {
+  LinearWeight q, k, v, o;
+};
+struct SwiGlu {
+  LinearWeight gate, up, down;
+};
 
 // x ← x + residual_multiplier · kind(norm(x)); the members of the other kinds stay empty.
 struct SubBlock {
@@ -33,8 +37,8 @@ struct SubBlock {
 struct Weights {
   LinearWeight embedding;  // [vocab, dim]
   std::vector<SubBlock> blocks;
-  Tensor final_norm;       // [dim]
-  LinearWeight head;       // [vocab, dim]; the embedding's own memory where tied
+  Tensor final_norm;  // [dim]
+  LinearWeight head;  // [vocab, dim]; the embedding's own memory where tied
 };
 
 // A loaded model: the weights are views into `storage` (mapped files, buffers), which they keep alive.
@@ -53,10 +57,10 @@ struct States {
 // What Backward needs of a forward pass: views into the Context's workspace, kept there until an outer Frame ends. Which members a sub-block fills
 // follows from its kind, in the order of forward.cc.
 struct SavedBlock {
-  Tensor x, u;                   // residual stream before the sub-block [T, dim], and its norm
-  Tensor proj, xbc, scan, gated; // Mamba-2
-  Tensor q, k, v, mix;           // attention; q and k after rotation
-  Tensor gate, up, act;          // SwiGLU
+  Tensor x, u;                    // residual stream before the sub-block [T, dim], and its norm
+  Tensor proj, xbc, scan, gated;  // Mamba-2
+  Tensor q, k, v, mix;            // attention; q and k after rotation
+  Tensor gate, up, act;           // SwiGLU
 };
 struct Saved {
   std::vector<SavedBlock> blocks;

@@ -16,9 +16,7 @@ const char* Name(BlockKind kind) {
   return "?";
 }
 
-AttentionShape Config::attention() const {
-  return {heads, kv_heads, head_dim, attention_multiplier.value_or(1 / std::sqrt(static_cast<double>(head_dim)))};
-}
+AttentionShape Config::attention() const { return {heads, kv_heads, head_dim, attention_multiplier.value_or(1 / std::sqrt(static_cast<double>(head_dim)))}; }
 
 int64_t Config::Count(BlockKind kind) const { return std::count(blocks.begin(), blocks.end(), kind); }
 

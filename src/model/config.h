@@ -17,8 +17,8 @@ const char* Name(BlockKind kind);  // "mamba2", "attention", "swiglu"
 struct Config {
   std::vector<BlockKind> blocks;  // Bamba: {mamba2 or attention, swiglu} for each layer
   int64_t vocab = 0, dim = 0;
-  double eps = 1e-5;              // of every norm
-  bool tied = false;              // the head is the embedding matrix
+  double eps = 1e-5;  // of every norm
+  bool tied = false;  // the head is the embedding matrix
 
   // Mamba-2 mixers
   int64_t mamba_heads = 0, mamba_head_dim = 0, mamba_state = 0, mamba_groups = 1, d_conv = 4;
@@ -39,8 +39,8 @@ struct Config {
   std::optional<double> attention_multiplier;
 
   // Carried along for generation and for writing the model again; the forward pass does not read them.
-  int64_t context = 0;       // max_position_embeddings: what the model was trained for, not a limit of ours
-  int64_t mamba_chunk = 256; // the trainers' blocking
+  int64_t context = 0;        // max_position_embeddings: what the model was trained for, not a limit of ours
+  int64_t mamba_chunk = 256;  // the trainers' blocking
   double initializer_range = 0.02, z_loss = 0;
   std::optional<int32_t> bos, eos, pad;
 

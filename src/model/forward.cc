@@ -3,7 +3,8 @@
 namespace bamba {
 namespace {
 
-void MambaMixer(Context& ctx, const Config& c, const Mamba2& w, const Batch& batch, const MambaState& state, const Tensor& u, const Tensor& y, SavedBlock* saved) {
+void MambaMixer(Context& ctx, const Config& c, const Mamba2& w, const Batch& batch, const MambaState& state, const Tensor& u, const Tensor& y,
+                SavedBlock* saved) {
   Tensor proj = ctx.Temp({batch.rows(), c.in_proj_rows()});  // z | x B C | dt
   Tensor xbc = ctx.Temp({batch.rows(), c.conv_dim()});
   Tensor scan = ctx.Temp({batch.rows(), c.inner()}), gated = ctx.Temp({batch.rows(), c.inner()});

@@ -122,7 +122,9 @@ int64_t ParameterCount(const Config& config) {
 Model AllocateModel(const Config& config, Dtype dtype) {
   Model model{.config = config, .weights = EmptyWeights(config)};
   const auto params = Parameters(config, model.weights);
-  const auto aligned = [&](const Param& p) { return (static_cast<size_t>(p.size()) * SizeOf(dtype) + Workspace::kAlign - 1) / Workspace::kAlign * Workspace::kAlign; };
+  const auto aligned = [&](const Param& p) {
+    return (static_cast<size_t>(p.size()) * SizeOf(dtype) + Workspace::kAlign - 1) / Workspace::kAlign * Workspace::kAlign;
+  };
   size_t bytes = 0;
   for (const Param& p : params) bytes += aligned(p);
   auto buffer = std::make_shared<Buffer>(bytes);

@@ -12,10 +12,10 @@ const char* Name(Role role);
 
 // One parameter of a model: everything that anybody needs to know of it.
 struct Param {
-  std::string name;            // in a Hugging Face checkpoint
+  std::string name;  // in a Hugging Face checkpoint
   Role role;
-  int block;                   // index of its sub-block; -1 outside of them
-  Tensor* tensor;              // the member of Weights
+  int block;       // index of its sub-block; -1 outside of them
+  Tensor* tensor;  // the member of Weights
   std::vector<int64_t> shape;
 
   // In a mamba_ssm checkpoint the parameter is rows [ssm_row, ssm_row + shape[0]) of this tensor; the embedding's and the head's have padding rows after them.

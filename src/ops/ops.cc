@@ -24,8 +24,8 @@ bool IsWeight(Dtype d) { return d == Dtype::kF32 || d == Dtype::kBf16 || d == Dt
 
 // An activation of `columns` columns (-1: any) and `rows` rows.
 void CheckRows(const Context& ctx, const Tensor& t, int64_t rows, int64_t columns) {
-  CHECK_MSG(t && t.dims() == 2 && t.rows() == rows && (columns < 0 || t.cols() == columns) && t.dtype() == ctx.dtype,
-            "{} {} where [{}, {}] {} is due", Name(t.dtype()), t.ShapeString(), rows, columns, Name(ctx.dtype));
+  CHECK_MSG(t && t.dims() == 2 && t.rows() == rows && (columns < 0 || t.cols() == columns) && t.dtype() == ctx.dtype, "{} {} where [{}, {}] {} is due",
+            Name(t.dtype()), t.ShapeString(), rows, columns, Name(ctx.dtype));
 }
 
 void CheckWeight(const Context& ctx, const Tensor& t, std::initializer_list<int64_t> shape) {
@@ -42,8 +42,8 @@ void CheckGrad(const Context& ctx, const Tensor& t, const Tensor& of) {
 void CheckBatch(const Batch& batch) {
   int64_t row = 0;
   for (const Sequence& s : batch.sequences) {
-    CHECK_MSG(s.row == row && s.rows >= 0 && s.position >= 0 && (s.slot >= 0 || s.position == 0), "sequence at row {} (expected {}), {} rows, position {}, slot {}",
-              s.row, row, s.rows, s.position, s.slot);
+    CHECK_MSG(s.row == row && s.rows >= 0 && s.position >= 0 && (s.slot >= 0 || s.position == 0),
+              "sequence at row {} (expected {}), {} rows, position {}, slot {}", s.row, row, s.rows, s.position, s.slot);
     row += s.rows;
   }
   CHECK_EQ(row, batch.rows());

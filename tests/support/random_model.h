@@ -20,13 +20,20 @@ inline Model RandomModel(const Config& config, uint64_t seed, Dtype dtype = Dtyp
   for (const Param& p : Parameters(model.config, model.weights)) {
     for (int64_t i = 0; i < p.size(); i++) {
       double x = normal(random), u = uniform(random), value;
-      if (ends_with(p.name, "A_log")) value = std::log(1 + 15 * u);
-      else if (ends_with(p.name, "dt_bias")) value = 4 * u - 5;
-      else if (ends_with(p.name, ".D") || p.role == Role::kNorm) value = 0.5 + u;
-      else if (ends_with(p.name, "conv1d.weight")) value = 0.4 * x;
-      else if (p.role == Role::kEmbedding && p.block < 0 && ends_with(p.name, "embed_tokens.weight")) value = x;
-      else if (p.shape.size() == 2) value = x * 0.6 / std::sqrt(static_cast<double>(p.shape[1]));
-      else value = 0.1 * x;
+      if (ends_with(p.name, "A_log"))
+        value = std::log(1 + 15 * u);
+      else if (ends_with(p.name, "dt_bias"))
+        value = 4 * u - 5;
+      else if (ends_with(p.name, ".D") || p.role == Role::kNorm)
+        value = 0.5 + u;
+      else if (ends_with(p.name, "conv1d.weight"))
+        value = 0.4 * x;
+      else if (p.role == Role::kEmbedding && p.block < 0 && ends_with(p.name, "embed_tokens.weight"))
+        value = x;
+      else if (p.shape.size() == 2)
+        value = x * 0.6 / std::sqrt(static_cast<double>(p.shape[1]));
+      else
+        value = 0.1 * x;
       Convert(&value, Dtype::kF64, static_cast<char*>(p.tensor->data()) + static_cast<size_t>(i) * SizeOf(dtype), dtype, 1);
     }
   }
