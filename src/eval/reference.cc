@@ -121,24 +121,31 @@ void CompareLoss(Context& ctx, const Model& model, const SafetensorsFile& file, 
   }
   if (count == 0) return;
   const bool with_gradients = std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& t) { return t.name.starts_with("grad."); });
-  Model gradients = AllocateModel(model.config, Dtype::kF32);
+  Model gradients = with_gradients ? AllocateModel(model.config, Dtype::kF32) : Model{.config = model.config, .weights = EmptyWeights(model.config)};
   double sum = 0;
-  States stateless;
   for (size_t b = 0; b < inputs.size(); b++) {
     Frame frame(ctx);
-    const Batch batch = StatelessBatch(inputs[b]);
-    Saved saved;
-    Tensor hidden = ctx.Temp({batch.rows(), model.config.dim}), dhidden = ctx.Temp({batch.rows(), model.config.dim}), nll = ctx.Temp({batch.rows()});
-    Forward(ctx, model.config, model.weights, batch, stateless, hidden, &saved);
-    LossBackward(ctx, model.config, model.weights, hidden, shifted[b], 1.0 / static_cast<double>(count), nll, dhidden, gradients.weights);
-    if (with_gradients) Backward(ctx, model.config, model.weights, batch, saved, dhidden, gradients.weights);
-    for (int64_t t = 0; t < batch.rows(); t++) sum += static_cast<double>(nll.as<float>()[t]);
+    Tensor nll = ctx.Temp({static_cast<int64_t>(inputs[b].size())});
+    ForwardBackward(ctx, model, inputs[b], shifted[b], 1.0 / static_cast<double>(count), nll, gradients.weights);
+    for (int64_t t = 0; t < nll.size(); t++) sum += static_cast<double>(nll.as<float>()[t]);
   }
   errors.loss = sum / static_cast<double>(count);
   if (with_gradients) CompareGradients(gradients, file, errors);
 }
 
 }  // namespace
+
+void ForwardBackward(Context& ctx, const Model& model, const std::vector<int32_t>& tokens, std::span<const int32_t> labels, double scale, const Tensor& nll,
+                     Weights& gradients) {
+  Frame frame(ctx);
+  const Batch batch = StatelessBatch(tokens);
+  States stateless;
+  Saved saved;
+  Tensor hidden = ctx.Temp({batch.rows(), model.config.dim}), dhidden = ctx.Temp({batch.rows(), model.config.dim});
+  Forward(ctx, model.config, model.weights, batch, stateless, hidden, &saved);
+  LossBackward(ctx, model.config, model.weights, hidden, labels, scale, nll, dhidden, gradients);
+  Backward(ctx, model.config, model.weights, batch, saved, dhidden, gradients);
+}
 
 Rows ReadTokenRows(const SafetensorsFile& file, std::string_view name, int64_t vocab) {
   const StoredTensor* stored = file.Find(name);

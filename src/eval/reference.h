@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,11 @@ struct ReferenceErrors {
   std::vector<std::string> missing_gradients;  // parameters of the model that the reference has no gradient of, if it has any
   int64_t gradients = 0;
 };
+
+// A forward and backward pass of one sequence: what CompareWithReference takes of the workspace per row. Adds scale · gradients to `gradients` (none where its
+// tensors are absent); nll [T].
+void ForwardBackward(Context& ctx, const Model& model, const std::vector<int32_t>& tokens, std::span<const int32_t> labels, double scale, const Tensor& nll,
+                     Weights& gradients);
 
 // Runs the model on `file`'s input_ids and compares with its logits [B, T, V], hidden.i [B, T, D], labels [B, T] and grad.NAME. The reference's loss isn't in
 // the file: the caller gives it where known. `ctx` needs room for a forward and backward pass of the longest row.

@@ -75,7 +75,8 @@ void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, 
 }
 
 void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double scale, const Tensor& dtable) {
-  CheckRows(ctx, dx, batch.rows(), dtable ? dtable.cols() : -1);
+  if (!dtable) return;
+  CheckRows(ctx, dx, batch.rows(), dtable.cols());
   ctx.device->EmbedBackward(ctx, batch, dx, scale, dtable);
 }
 
