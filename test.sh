@@ -42,11 +42,12 @@ if [ $preset != fuzz ]; then
   exec ctest --test-dir build/$preset -j "$(nproc)" --output-on-failure --no-tests=error
 fi
 
-# A target's log and a finding's input are left in build/fuzz/findings.
+# Runs one fuzz target from its seeds; its log and what it found are left in build/fuzz/findings.
 RunTarget() {
-  local name=$1 corpus=build/fuzz/corpus/$1 findings=build/fuzz/findings
-  mkdir -p "$corpus" "$findings"
-  if "build/fuzz/fuzz/$name" -max_total_time="$2" -timeout=25 -artifact_prefix="$findings/$name-" "$corpus" $(ls -d "tests/fuzz/seeds/$name" 2>/dev/null) >"$findings/$name.log" 2>&1; then
+  local name=$1 seconds=$2 findings=build/fuzz/findings corpora=("build/fuzz/corpus/$1")
+  [ ! -d "tests/fuzz/seeds/$name" ] || corpora+=("tests/fuzz/seeds/$name")
+  mkdir -p "${corpora[0]}" "$findings"
+  if "build/fuzz/fuzz/$name" -max_total_time="$seconds" -timeout=25 -artifact_prefix="$findings/$name-" "${corpora[@]}" >"$findings/$name.log" 2>&1; then
     echo "$name: $(tail -n 1 "$findings/$name.log")"
   else
     tail -n 40 "$findings/$name.log"
@@ -55,4 +56,4 @@ RunTarget() {
   fi
 }
 export -f RunTarget
-find build/fuzz/fuzz -maxdepth 1 -name '*_fuzz' -printf '%f\0' | xargs -0 -r -P "$(nproc)" -I NAME bash -c 'RunTarget NAME '"$fuzz_seconds"
+find build/fuzz/fuzz -name '*_fuzz' -printf '%f\0' | xargs -0 -P "$(nproc)" -I NAME bash -c "RunTarget NAME $fuzz_seconds"

@@ -37,7 +37,7 @@ void* Workspace::Allocate(size_t bytes) {
 
 Tensor Workspace::Take(Dtype dtype, std::initializer_list<int64_t> shape) {
   size_t n = SizeOf(dtype);
-  for (int64_t s : shape) n *= static_cast<size_t>(s);
+  for (int64_t s : shape) CHECK_MSG(s >= 0 && !__builtin_mul_overflow(n, static_cast<size_t>(s), &n), "a dimension of {} is negative or too large", s);
   return Tensor(Allocate(n), dtype, shape);
 }
 

@@ -24,7 +24,7 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end, thread) until [0, n) is covered once, in pieces of at most `grain`; thread is in [0, threads()) and no two calls that run at
-  // the same time share it. Returns when all are done. Not to be nested.
+  // the same time share it. Returns when all are done. Not to be nested; the body must not throw.
   template <typename Body>
   void For(int64_t n, int64_t grain, const Body& body) {
     if (n <= 0) return;

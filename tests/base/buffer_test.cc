@@ -85,6 +85,8 @@ TEST(WorkspaceTest, MeasuringCountsWhatNoMachineHas) {
   Workspace w = Workspace::Measuring();
   w.Take(Dtype::kF64, {int64_t{1} << 30, int64_t{1} << 20});
   EXPECT_EQ(w.high_water(), size_t{1} << 53);
+  EXPECT_DEATH(w.Take(Dtype::kF64, {int64_t{1} << 31, int64_t{1} << 31}), "too large");
+  EXPECT_DEATH(w.Take(Dtype::kF64, {-1}), "negative");
 }
 
 }  // namespace
