@@ -42,7 +42,8 @@ struct Config {
   int64_t context = 0;        // max_position_embeddings: what the model was trained for, not a limit of ours
   int64_t mamba_chunk = 256;  // the trainers' blocking
   double initializer_range = 0.02, z_loss = 0;
-  std::optional<int32_t> bos, eos, pad;
+  std::optional<int32_t> bos, pad;
+  std::vector<int32_t> eos;  // any of them ends a text
 
   int64_t inner() const { return mamba_heads * mamba_head_dim; }
   int64_t conv_dim() const { return inner() + 2 * mamba_groups * mamba_state; }
