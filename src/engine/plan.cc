@@ -1,0 +1,72 @@
+#include "engine/plan.h"
+
+#include <limits>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "model/params.h"
+#include "ops/op_table.h"
+
+namespace bamba {
+namespace {
+
+constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+
+int64_t Sum(int64_t a, int64_t b) {
+  int64_t sum;
+  return __builtin_add_overflow(a, b, &sum) ? kMost : sum;
+}
+
+int64_t Product(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? kMost : product;
+}
+
+}  // namespace
+
+int64_t MemoryPlan::states() const { return Product(slots, slot); }
+
+int64_t MemoryPlan::kv() const { return Product(pages, page); }
+
+int64_t MemoryPlan::total() const { return Sum(Sum(weights, workspace), Sum(states(), kv())); }
+
+size_t MeasureWorkspace(const std::function<void(Context&)>& work) {
+  ThreadPool caller_only(1);
+  Workspace workspace = Workspace::Measuring();
+  Context ctx{.device = &kMeasuringTable, .threads = &caller_only, .workspace = &workspace};
+  work(ctx);
+  return workspace.high_water();
+}
+
+size_t StepWorkspace(const Model& model, int64_t rows) {
+  return MeasureWorkspace([&](Context& ctx) {
+    States none;
+    Tensor hidden = ctx.Temp({rows, model.config.dim}), logits = ctx.Temp({1, model.config.vocab});
+    Forward(ctx, model.config, model.weights, StatelessBatch(std::vector<int32_t>(static_cast<size_t>(rows))), none, hidden);
+    Logits(ctx, model.config, model.weights, hidden.Rows(rows - 1, 1), logits);
+  });
+}
+
+MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace) {
+  MemoryPlan plan{.slots = size.slots, .pages = size.pages, .workspace = static_cast<int64_t>(workspace)};
+  Weights weights = model.weights;  // views: the table of parameters points into the struct it is given
+  for (const Param& p : Parameters(model.config, weights)) plan.weights = Sum(plan.weights, static_cast<int64_t>(p.tensor->bytes()));
+  const auto bytes = [&](int32_t slots, int64_t pages) {
+    return static_cast<int64_t>(StatePool::Bytes(model.config, {.slots = slots, .pages = pages, .roll_back = size.roll_back}));
+  };
+  plan.slot = bytes(1, 0);
+  plan.page = bytes(0, 1);
+  return plan;
+}
+
+void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& name) {
+  if (plan.total() <= available) return;
+  const auto human = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
+  throw Error(
+      "{}: needs {} of memory (weights {}, state of {} sequences {}, keys and values of {} tokens {}, temporaries {}), this machine has {} left; "
+      "lower --context or take a smaller model",
+      name, human(plan.total()), human(plan.weights), plan.slots, human(plan.states()), Thousands(Product(plan.pages, kKvBlock)), human(plan.kv()),
+      human(plan.workspace), human(available));
+}
+
+}  // namespace bamba

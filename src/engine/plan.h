@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "engine/state_pool.h"
+#include "model/bamba.h"
+
+namespace bamba {
+
+// What running a model takes of the machine's memory, in bytes, known before any of it is taken. Sums stop at INT64_MAX.
+struct MemoryPlan {
+  int64_t weights = 0;  // as they lie in their files: mapped, and needed as a whole for every token
+  int64_t slot = 0;     // the state of one sequence's Mamba-2 mixers
+  int64_t page = 0;     // keys and values of kKvBlock tokens, of all attention mixers
+  int64_t slots = 0, pages = 0;
+  int64_t workspace = 0;  // temporaries of the largest step
+
+  int64_t states() const;  // of all slots
+  int64_t kv() const;      // of all pages
+  int64_t total() const;
+};
+
+// What `work` takes of a workspace at most. It is called once, with a context whose ops do nothing and whose temporaries have no memory behind them.
+size_t MeasureWorkspace(const std::function<void(Context&)>& work);
+
+// Temporaries of a step of `rows` rows that computes the logits of one of them, as engine/engine.h takes it.
+size_t StepWorkspace(const Model& model, int64_t rows);
+
+MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace);
+
+// Throws Error with the numbers where the plan takes more than `available` bytes (base/memory.h). `name` is the model's.
+void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& name);
+
+}  // namespace bamba

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "base/buffer.h"
+#include "model/bamba.h"
+
+namespace bamba {
+
+// How much state a pool holds.
+struct PoolSize {
+  int32_t slots = 1;       // sequences at a time
+  int64_t pages = 0;       // of kKvBlock tokens, shared by all sequences; a model without attention needs none
+  bool roll_back = false;  // keep what RollBack needs: rings of 2 · kSsdChunk tokens and a second boundary state
+};
+
+// Pages that hold the keys and values of `tokens` tokens.
+int64_t PagesFor(int64_t tokens);
+
+// A sequence in a pool: the tokens it has seen, and where their state lies.
+struct SequenceState {
+  int32_t slot = -1;
+  int64_t position = 0;        // tokens so far
+  int64_t furthest = 0;        // the largest position it ever had: what the rings reach back from
+  std::vector<int32_t> pages;  // page table; empty for a model without attention
+};
+
+// The state of sequences: a slot for each one's Mamba-2 mixers, and pages of keys and values for the attention mixers. All of it is taken at the start, in
+// one buffer whose untouched pages cost nothing.
+class StatePool {
+ public:
+  StatePool(const Config& config, PoolSize size);  // throws Error where the system refuses the memory
+
+  // Bytes that a pool takes from the system at most.
+  static size_t Bytes(const Config& config, PoolSize size);
+
+  // What Forward reads and advances.
+  States& states() { return states_; }
+
+  std::optional<SequenceState> Allocate();  // an empty sequence; none where all slots are taken
+  void Free(SequenceState& sequence);
+
+  // Gives the sequence pages for `tokens` more tokens. False, and nothing changed, where the pool has too few.
+  bool Grow(SequenceState& sequence, int64_t tokens);
+
+  // The batch's entry for the sequence's next `rows` tokens at `row`; it points into the sequence's page table. Advance after Forward.
+  static Sequence Entry(const SequenceState& sequence, int64_t row, int64_t rows);
+  static void Advance(SequenceState& sequence, int64_t rows);
+
+  // Forgets the last n tokens. Only of a pool with `roll_back`, and to no more than kSsdChunk tokens before the furthest.
+  void RollBack(SequenceState& sequence, int64_t n) const;
+
+ private:
+  bool attention_;
+  PoolSize size_;
+  Workspace memory_;
+  States states_;
+  std::vector<int32_t> free_slots_, free_pages_;
+};
+
+}  // namespace bamba

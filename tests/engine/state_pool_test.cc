@@ -1,0 +1,84 @@
+#include "engine/state_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <set>
+
+#include "base/error.h"
+#include "engine/plan.h"
+#include "tests/support/random_model.h"
+
+namespace bamba {
+namespace {
+
+TEST(StatePool, ShapesOfAHybrid) {
+  const Config c = TinyConfig(3, {1});
+  StatePool plain(c, {.slots = 2, .pages = 5});
+  const MambaState& m = plain.states().mamba[0];
+  EXPECT_EQ(m.conv.ShapeString(), "[2, 3, 192]");
+  EXPECT_EQ(m.xbc.ShapeString(), "[2, 32, 192]");
+  EXPECT_EQ(m.dt.ShapeString(), "[2, 32, 6]");
+  EXPECT_EQ(m.ssm.ShapeString(), "[2, 1, 6, 16, 24]");
+  EXPECT_EQ(plain.states().kv[2].k.ShapeString(), "[5, 64, 2, 12]");
+  EXPECT_FALSE(plain.states().mamba[1].ssm);
+  EXPECT_FALSE(plain.states().kv[0].k);
+
+  StatePool history(c, {.slots = 2, .pages = 5, .roll_back = true});
+  EXPECT_EQ(history.states().mamba[0].conv.ShapeString(), "[2, 35, 192]");
+  EXPECT_EQ(history.states().mamba[0].xbc.ShapeString(), "[2, 64, 192]");
+  EXPECT_EQ(history.states().mamba[0].ssm.ShapeString(), "[2, 2, 6, 16, 24]");
+}
+
+TEST(StatePool, SlotsAndPagesComeBack) {
+  StatePool pool(TinyConfig(3, {1}), {.slots = 2, .pages = 3});
+  auto a = pool.Allocate(), b = pool.Allocate();
+  ASSERT_TRUE(a && b);
+  EXPECT_NE(a->slot, b->slot);
+  EXPECT_FALSE(pool.Allocate());
+  EXPECT_TRUE(pool.Grow(*a, kKvBlock + 1));
+  EXPECT_EQ(a->pages.size(), 2u);
+  EXPECT_FALSE(pool.Grow(*b, kKvBlock + 1));
+  EXPECT_TRUE(b->pages.empty());
+  EXPECT_TRUE(pool.Grow(*b, kKvBlock));
+  StatePool::Advance(*b, kKvBlock);
+  EXPECT_FALSE(pool.Grow(*b, 1));
+  pool.Free(*a);
+  EXPECT_TRUE(pool.Grow(*b, 1));
+  EXPECT_TRUE(pool.Grow(*b, kKvBlock + 1));
+  EXPECT_EQ(std::set<int32_t>(b->pages.begin(), b->pages.end()).size(), 3u);
+  EXPECT_TRUE(pool.Allocate());
+}
+
+TEST(StatePool, WithoutAttentionThereIsNoLimit) {
+  StatePool pool(TinyConfig(2, {}), {.slots = 1});
+  auto sequence = pool.Allocate();
+  EXPECT_TRUE(pool.Grow(*sequence, std::numeric_limits<int64_t>::max()));
+  EXPECT_TRUE(sequence->pages.empty());
+}
+
+TEST(MemoryPlan, CountsWhatThePoolTakes) {
+  Config c = TinyConfig(3, {1});
+  const Model model = RandomModel(c, 1, Dtype::kBf16);
+  const PoolSize size{.slots = 3, .pages = 7};
+  const MemoryPlan plan = PlanMemory(model, size, 1000);
+  EXPECT_EQ(plan.weights, 2 * ParameterCount(c));
+  EXPECT_EQ(plan.workspace, 1000);
+  const auto taken = static_cast<int64_t>(StatePool::Bytes(c, size));
+  EXPECT_GE(plan.states() + plan.kv(), taken);
+  EXPECT_LE(plan.states() + plan.kv(), taken + 64 * 10 * (size.slots + size.pages));  // the alignment of each of 10 tensors
+  EXPECT_EQ(plan.total(), plan.weights + plan.states() + plan.kv() + 1000);
+
+  EXPECT_NO_THROW(CheckFits(plan, plan.total(), "m"));
+  EXPECT_THROW(CheckFits(plan, plan.total() - 1, "m"), Error);
+}
+
+TEST(MemoryPlan, AbsurdSizesAreAnErrorAndNoOverflow) {
+  const Model model = RandomModel(TinyConfig(3, {1}), 1);
+  const MemoryPlan plan = PlanMemory(model, {.slots = 1, .pages = std::numeric_limits<int64_t>::max() / 2}, 0);
+  EXPECT_EQ(plan.total(), std::numeric_limits<int64_t>::max());
+  EXPECT_THROW(CheckFits(plan, int64_t{1} << 50, "m"), Error);
+}
+
+}  // namespace
+}  // namespace bamba
