@@ -1,0 +1,207 @@
+#include "text/bpe.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <queue>
+
+#include "base/error.h"
+
+namespace bamba {
+namespace {
+
+constexpr size_t kShortPiece = 64;  // bytes up to which scanning all pairs beats a heap
+
+uint64_t PairKey(int32_t left, int32_t right) { return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right); }
+
+size_t PairHash(uint64_t pair) {
+  uint64_t h = pair * 0x9E3779B97F4A7C15;
+  return h ^ h >> 32;
+}
+
+}  // namespace
+
+Bpe::Bpe(const TokenizerJson& file, const Vocabulary& vocabulary) : vocabulary_(vocabulary), path_(file.path) {
+  for (int b = 0; b < 256; ++b) {
+    char byte = static_cast<char>(b);
+    byte_ids_[b] = vocabulary.FindBytes({&byte, 1});
+  }
+  ReadOptions(JsonField(&file.rest, file.path)["model"]);
+  for (const TokenizerJson::Token& token : file.vocab) longest_token_ = std::max(longest_token_, vocabulary.Bytes(static_cast<int32_t>(token.id)).size());
+  AddMerges(file);
+}
+
+void Bpe::ReadOptions(const JsonField& model) {
+  auto refuse = [&](const char* key, const char* why) { throw Error("{}.{} is set, which isn't supported: {}", model.where(), key, why); };
+  bool all_bytes = std::find(byte_ids_.begin(), byte_ids_.end(), -1) == byte_ids_.end();
+  if (JsonField dropout = model["dropout"]; !dropout.IsNull() && !dropout.IsZero()) refuse("dropout", "it makes encoding random");
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
+    if (JsonField affix = model[key]; !affix.IsNull() && !affix.String().empty()) refuse(key, "byte-level vocabularies mark words by their space");
+  if (!all_bytes && model["byte_fallback"].BoolOr(false)) refuse("byte_fallback", "the vocabulary must have a token for each byte instead");
+  if (JsonField unknown = model["unk_token"]; !all_bytes && !unknown.IsNull()) {
+    if (model["fuse_unk"].BoolOr(false)) refuse("fuse_unk", "the vocabulary must have a token for each byte instead");
+    int32_t id = vocabulary_.FindContent(unknown.String());
+    if (id < 0) throw Error("{}: '{}' is not in the vocabulary", unknown.where(), unknown.String());
+    std::replace(byte_ids_.begin(), byte_ids_.end(), -1, id);
+  }
+  ignore_merges_ = model["ignore_merges"].BoolOr(false);
+}
+
+void Bpe::AddMerges(const TokenizerJson& file) {
+  table_.resize(std::bit_ceil(2 * file.merges.size() + 1));
+  std::string bytes, one;
+  for (uint32_t rank = 0; rank < file.merges.size(); ++rank) {
+    const TokenizerJson::Merge& m = file.merges[rank];
+    std::string_view left(file.text.data() + m.begin, m.left), right(left.data() + m.left, m.right);
+    auto known = [&](std::string_view content) {
+      one.clear();
+      int32_t id = AppendStandInBytes(content, one) ? vocabulary_.FindBytes(one) : vocabulary_.FindContent(content);
+      if (id < 0) throw Error("{}: merge {} ('{}' and '{}') needs the token '{}', which the vocabulary lacks", path_, rank, left, right, content);
+      return id;
+    };
+    if (left.empty() || right.empty()) throw Error("{}: merge {} ('{}' and '{}') has an empty side and would never end", path_, rank, left, right);
+    int32_t left_id = known(left), right_id = known(right);
+    Merge& merge = At(PairKey(left_id, right_id));
+    if (merge.rank != kNone) throw Error("{}: merge {} ('{}' and '{}') is listed twice", path_, rank, left, right);
+    merge = {rank, known({left.data(), left.size() + right.size()})};
+  }
+  byte_pairs_.resize(256 * 256);
+  for (int left = 0; left < 256; ++left)
+    for (int right = 0; right < 256; ++right) byte_pairs_[left * 256 + right] = Find(byte_ids_[left], byte_ids_[right]);
+}
+
+Bpe::Merge& Bpe::At(uint64_t pair) {
+  for (size_t i = PairHash(pair);; ++i) {
+    Slot& slot = table_[i & (table_.size() - 1)];
+    if (slot.pair == UINT64_MAX) slot.pair = pair;
+    if (slot.pair == pair) return slot.merge;
+  }
+}
+
+Bpe::Merge Bpe::Find(int32_t left, int32_t right) const {
+  uint64_t pair = PairKey(left, right);
+  for (size_t i = PairHash(pair);; ++i) {
+    const Slot& slot = table_[i & (table_.size() - 1)];
+    if (slot.pair == pair || slot.pair == UINT64_MAX) return slot.merge;
+  }
+}
+
+int32_t Bpe::IdOf(char byte) const {
+  int32_t id = byte_ids_[static_cast<uint8_t>(byte)];
+  if (id < 0)
+    throw Error("{}: the vocabulary has no token for the byte 0x{:02X}, nor an unknown token; the text can't be encoded", path_, static_cast<uint8_t>(byte));
+  return id;
+}
+
+void Bpe::Encode(std::string_view piece, std::vector<int32_t>& ids) const {
+  if (ignore_merges_ && piece.size() <= longest_token_) {
+    if (int32_t id = vocabulary_.FindBytes(piece); id >= 0) return ids.push_back(id);
+  }
+  piece.size() <= kShortPiece ? MergeShort(piece, ids) : MergeLong(piece, ids);
+}
+
+void Bpe::MergeShort(std::string_view piece, std::vector<int32_t>& ids) const {
+  int32_t id[kShortPiece];
+  Merge next[kShortPiece];  // [i]: of the tokens i and i + 1
+  size_t n = piece.size();
+  for (size_t i = 0; i < n; ++i) id[i] = IdOf(piece[i]);
+  for (size_t i = 0; i + 1 < n; ++i) next[i] = byte_pairs_[static_cast<uint8_t>(piece[i]) * 256 + static_cast<uint8_t>(piece[i + 1])];
+  while (n > 1) {
+    size_t best = 0;
+    for (size_t i = 1; i + 1 < n; ++i)
+      if (next[i].rank < next[best].rank) best = i;
+    if (next[best].rank == kNone) break;
+    id[best] = next[best].id;
+    --n;
+    std::copy(id + best + 2, id + n + 1, id + best + 1);
+    std::copy(next + best + 1, next + n, next + best);
+    if (best + 1 < n) next[best] = Find(id[best], id[best + 1]);
+    if (best > 0) next[best - 1] = Find(id[best - 1], id[best]);
+  }
+  ids.insert(ids.end(), id, id + n);
+}
+
+// The tokens form a linked list; a heap holds (rank, place) of every pair, and of pairs that are no more, which are known by their rank having changed.
+void Bpe::MergeLong(std::string_view piece, std::vector<int32_t>& ids) const {
+  if (piece.size() >= kNone) throw Error("{}: a piece of text of {} bytes without a break, expected less than 4 GiB", path_, piece.size());
+  struct Symbol {
+    int32_t id;
+    Merge next_merge;
+    uint32_t previous, next;  // kNone at the ends
+  };
+  auto n = static_cast<uint32_t>(piece.size());
+  std::vector<Symbol> symbols(n);
+  std::vector<uint64_t> candidates;
+  auto candidate = [](uint32_t rank, uint32_t at) { return static_cast<uint64_t>(rank) << 32 | at; };
+  for (uint32_t i = 0; i < n; ++i) {
+    symbols[i] = {IdOf(piece[i]), {}, i == 0 ? kNone : i - 1, i + 1 == n ? kNone : i + 1};
+    if (i + 1 < n) symbols[i].next_merge = byte_pairs_[static_cast<uint8_t>(piece[i]) * 256 + static_cast<uint8_t>(piece[i + 1])];
+    if (symbols[i].next_merge.rank != kNone) candidates.push_back(candidate(symbols[i].next_merge.rank, i));
+  }
+  std::priority_queue<uint64_t, std::vector<uint64_t>, std::greater<>> heap(std::greater<>(), std::move(candidates));
+  auto pair_up = [&](uint32_t at) {
+    Symbol& s = symbols[at];
+    s.next_merge = s.next == kNone ? Merge() : Find(s.id, symbols[s.next].id);
+    if (s.next_merge.rank != kNone) heap.push(candidate(s.next_merge.rank, at));
+  };
+  while (!heap.empty()) {
+    auto rank = static_cast<uint32_t>(heap.top() >> 32), at = static_cast<uint32_t>(heap.top());
+    heap.pop();
+    Symbol& left = symbols[at];
+    if (left.next_merge.rank != rank) continue;
+    Symbol& right = symbols[left.next];
+    left.id = left.next_merge.id;
+    left.next = right.next;
+    right.next_merge = {};
+    if (left.next != kNone) symbols[left.next].previous = at;
+    pair_up(at);
+    if (left.previous != kNone) pair_up(left.previous);
+  }
+  for (uint32_t i = 0; i != kNone; i = symbols[i].next) ids.push_back(symbols[i].id);
+}
+
+BpeEncoder::BpeEncoder(const Bpe& bpe, size_t text_bytes) : bpe_(bpe), entries_(std::bit_ceil(std::clamp<size_t>(text_bytes / 8, 2, 1 << 15))) {}
+
+void BpeEncoder::Append(std::string_view piece, std::vector<int32_t>& ids) {
+  if (piece.size() > kLongestKey) return bpe_.Encode(piece, ids);
+  auto load = [&](size_t at, auto word) {
+    std::memcpy(&word, piece.data() + at, sizeof word);
+    return static_cast<uint64_t>(word);
+  };
+  size_t n = piece.size();
+  Entry key;
+  if (n >= 8) {
+    key.low = load(0, uint64_t{});
+    if (n > 8) key.high = load(n - 8, uint64_t{}) >> (8 * (16 - n));
+  } else if (n >= 4) {
+    key.low = load(0, uint32_t{}) | load(n - 4, uint32_t{}) << (8 * (n - 4));
+  } else {
+    key.low = load(0, uint8_t{}) | load(n / 2, uint8_t{}) << 8 | load(n - 1, uint8_t{}) << 16;
+  }
+  key.high |= static_cast<uint64_t>(n) << 56;
+  uint64_t hash = (key.low ^ std::rotl(key.high, 29)) * 0x9E3779B97F4A7C15;
+  hash = (hash ^ hash >> 32) * 0xD6E8FEB86659FD93;
+  size_t slot = (hash >> 40) & (entries_.size() - 2);
+  for (size_t way : {slot, slot + 1}) {
+    const Entry& entry = entries_[way];
+    if (entry.low != key.low || entry.high != key.high) continue;
+    int32_t last = entry.ids[kMostIds - 1];
+    if (last == -1) return ids.push_back(entry.ids[0]);
+    ids.insert(ids.end(), entry.ids, entry.ids + (last < 0 ? -last : static_cast<int32_t>(kMostIds)));
+    return;
+  }
+  Learn(piece, slot, key, ids);
+}
+
+void BpeEncoder::Learn(std::string_view piece, size_t slot, Entry entry, std::vector<int32_t>& ids) {
+  size_t before = ids.size();
+  bpe_.Encode(piece, ids);
+  size_t count = ids.size() - before;
+  if (count > kMostIds) return;
+  std::copy(ids.begin() + static_cast<ptrdiff_t>(before), ids.end(), entry.ids);
+  if (count < kMostIds) entry.ids[kMostIds - 1] = -static_cast<int32_t>(count);
+  entries_[slot + 1] = entries_[slot];
+  entries_[slot] = entry;
+}
+
+}  // namespace bamba
