@@ -1,51 +1,252 @@
+// y = x Wᵀ + bias. The canonical order of an output element: kLanes partial sums, lane l over k = l, l + kLanes, …, each a chain of fused multiply-adds from 0
+// (the last vector padded with zeros); then the lanes are added by one fixed tree, then the bias. Tiles differ in how many elements they hold in registers and
+// in where the numbers lie, never in this order.
+#include <algorithm>
+#include <type_traits>
+
 #include "ops/op_table.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/linear.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "ops/cpu/weights-inl.h"
+
+HWY_BEFORE_NAMESPACE();
 namespace bamba::cpu {
+namespace HWY_NAMESPACE {
 namespace {
 
-float At(const Tensor& t, int64_t i) {
-  float value;
-  Convert(static_cast<const char*>(t.data()) + static_cast<size_t>(i) * SizeOf(t.dtype()), t.dtype(), &value, Dtype::kF32, 1);
-  return value;
+// Outputs are handled in blocks of 8: as many rows of the weight are read side by side. Their sums, and those of up to kTileRows rows of x, stay in registers.
+constexpr int kBlock = 8;
+constexpr int kGroup = 4;  // outputs whose lanes are added together
+constexpr int kTileRows = HWY_TARGET == HWY_AVX2 ? 3 : 6;
+constexpr int kTileSums = kTileRows * kGroup;
+
+// Many rows: a part of x and of W is copied to panels of this size, W decoded, both in the first and second level cache. Panel rows are padded: with a power of
+// two between them they would compete for the same sets of the cache.
+constexpr int64_t kPanelK = 512, kPanelStride = kPanelK + 16;
+constexpr int64_t kPanelRows = 48, kPanelOutputs = 32;
+
+// One tile's operands. W is `outputs` ≤ kGroup or kBlock rows; x rows are as many as the tile is compiled for.
+template <typename W>
+struct Tile {
+  const float* x;
+  int64_t x_stride;
+  const W* w;
+  int64_t w_stride;
+  int64_t k;
+  int64_t outputs;
+  const float* bias;  // [kBlock]
+  float* y;
+  int64_t y_stride;
+  float* sums = nullptr;  // partial sums [rows, outputs, kLanes] between panels of one product
+  bool first = true, last = true;
+};
+
+// Adds the lanes of each of four vectors: lane l of a block of 128 bits with lane l + 2, those two, then the blocks likewise. A result depends on its own
+// vector alone.
+HWY_INLINE hn::Vec<hn::Full128<float>> AddLanes(Vec a, Vec b, Vec c, Vec d) {
+  const Floats f;
+  const hn::Repartition<double, Floats> pairs;
+  const Vec ab = hn::Add(hn::InterleaveLower(f, a, b), hn::InterleaveUpper(f, a, b));
+  const Vec cd = hn::Add(hn::InterleaveLower(f, c, d), hn::InterleaveUpper(f, c, d));
+  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
+  const Vec sums = hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
+  const hn::Half<Floats> half;
+  const auto halved = hn::Add(hn::LowerHalf(half, sums), hn::UpperHalf(half, sums));
+#if HWY_TARGET == HWY_AVX2
+  return halved;
+#else
+  const hn::Half<decltype(half)> quarter;
+  return hn::Add(hn::LowerHalf(quarter, halved), hn::UpperHalf(quarter, halved));
+#endif
+}
+
+template <int kRows, int kOutputs>
+HWY_INLINE void Finish(const Vec (&sums)[kRows][kOutputs], const float* bias, float* y, int64_t y_stride, int64_t outputs) {
+  const hn::Full128<float> four;
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kOutputs; j += kGroup) {
+      const auto out = hn::Add(AddLanes(sums[r][j], sums[r][j + 1], sums[r][j + 2], sums[r][j + 3]), hn::LoadU(four, bias + j));
+      if (outputs >= j + kGroup) {
+        hn::StoreU(out, four, y + r * y_stride + j);
+      } else if (outputs > j) {
+        HWY_ALIGN float part[kGroup];
+        hn::Store(out, four, part);
+        std::memcpy(y + r * y_stride + j, part, static_cast<size_t>(outputs - j) * sizeof(float));
+      }
+    }
+  }
+}
+
+// kRows rows of x times kOutputs rows of W. Past the last output its row is read again, for nothing, instead of having a kernel for each number.
+template <int kRows, int kOutputs, typename W>
+HWY_INLINE void MultiplyTile(const Tile<W>& t) {
+  const Floats f;
+  Vec sums[kRows][kOutputs];
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < kOutputs; j++) sums[r][j] = t.first ? hn::Zero(f) : hn::Load(f, t.sums + (r * kOutputs + j) * kLanes);
+
+  const float* x[kRows];
+  const W* w[kOutputs];
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++) x[r] = t.x + r * t.x_stride;
+#pragma GCC unroll 8
+  for (int j = 0; j < kOutputs; j++) w[j] = t.w + std::min<int64_t>(j, t.outputs - 1) * t.w_stride;
+
+  const auto step = [&](const auto& load_x, const auto& load_w) HWY_ATTR {
+    Vec xs[kRows];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; r++) xs[r] = load_x(x[r]);
+#pragma GCC unroll 8
+    for (int j = 0; j < kOutputs; j++) {
+      const Vec ws = load_w(w[j]);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; r++) sums[r][j] = hn::MulAdd(xs[r], ws, sums[r][j]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kLanes <= t.k; k += kLanes) {
+    step([&](const float* p) HWY_ATTR { return LoadWeights(p + k); }, [&](const W* p) HWY_ATTR { return LoadWeights(p + k); });
+  }
+  if (k < t.k) {
+    const int64_t rest = t.k - k;
+    step([&](const float* p) HWY_ATTR { return LoadWeightsPartly(p + k, rest); }, [&](const W* p) HWY_ATTR { return LoadWeightsPartly(p + k, rest); });
+  }
+
+  if (t.last) return Finish(sums, t.bias, t.y, t.y_stride, t.outputs);
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < kOutputs; j++) hn::Store(sums[r][j], f, t.sums + (r * kOutputs + j) * kLanes);
+}
+
+// Calls function(integral_constant<rows>) for rows in 1..kTileRows.
+template <int kRows = 1, typename Function>
+HWY_INLINE void WithRows(int64_t rows, const Function& function) {
+  if constexpr (kRows < kTileRows) {
+    if (rows > kRows) return WithRows<kRows + 1>(rows, function);
+  }
+  function(std::integral_constant<int, kRows>());
+}
+
+// Rows of a tile, so that `rows` are shared out evenly among as few tiles as possible.
+HWY_INLINE int64_t EvenRows(int64_t rows, int64_t most) {
+  const int64_t parts = (rows + most - 1) / most;
+  return (rows + parts - 1) / parts;
+}
+
+// The bias of outputs [n, n + kBlock), 0 where there is none.
+HWY_INLINE void LoadBias(const Tensor& bias, int64_t n, int64_t outputs, float* to) {
+  std::fill(to, to + kBlock, 0.0f);
+  if (bias)
+    Convert(static_cast<const char*>(bias.data()) + static_cast<size_t>(n) * SizeOf(bias.dtype()), bias.dtype(), to, Dtype::kF32, static_cast<size_t>(outputs));
+}
+
+// Few rows: the weight is read once, from memory, by blocks of outputs, and decoded in registers for each tile of rows.
+template <typename W>
+void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t begin, int64_t end) {
+  const int64_t rows = x.rows(), tile_rows = EvenRows(rows, kTileRows), w_stride = w.weight.stride(0);
+  for (int64_t n = begin; n < end; n += kBlock) {
+    const int64_t outputs = std::min<int64_t>(kBlock, end - n);
+    float bias[kBlock];
+    LoadBias(w.bias, n, outputs, bias);
+    for (int64_t r = 0; r < rows; r += tile_rows) {
+      WithRows(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
+        constexpr int kRows = decltype(count)::value, kOutputs = kRows * kBlock <= kTileSums ? kBlock : kGroup;
+        for (int64_t j = 0; j < outputs; j += kOutputs) {
+          MultiplyTile<kRows, kOutputs>(Tile<W>{x.Row<float>(r), x.stride(0), w.weight.Row<W>(n + j), w_stride, x.cols(),
+                                                std::min<int64_t>(kOutputs, outputs - j), bias + j, y.Row<float>(r) + n + j, y.stride(0)});
+        }
+      });
+    }
+  }
+}
+
+// Copies rows × k numbers, decoded, to a panel; the last vector is padded with zeros.
+template <typename W>
+HWY_INLINE void CopyPanel(const W* from, int64_t stride, int64_t rows, int64_t k, float* panel) {
+  const Floats f;
+  for (int64_t r = 0; r < rows; r++, from += stride, panel += kPanelStride) {
+    int64_t i = 0;
+    for (; i + kLanes <= k; i += kLanes) hn::Store(LoadWeights(from + i), f, panel + i);
+    if (i < k) hn::Store(LoadWeightsPartly(from + i, k - i), f, panel + i);
+  }
+}
+
+// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y, at most kPanelRows × kPanelOutputs. Between panels the sums of all lanes are kept.
+template <typename W>
+void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
+  HWY_ALIGN float x_panel[kTileRows * kPanelStride], w_panel[kPanelOutputs * kPanelStride], sums[kPanelRows * kPanelOutputs * kLanes];
+  float bias[kPanelOutputs];
+  for (int64_t j = 0; j < kPanelOutputs; j += kBlock) LoadBias(w.bias, n + j, std::clamp<int64_t>(outputs - j, 0, kBlock), bias + j);
+  const int64_t tile_rows = EvenRows(rows, kTileRows), all = x.cols();
+  for (int64_t k = 0; k < all; k += kPanelK) {
+    const int64_t part = std::min(kPanelK, all - k), padded = (part + kLanes - 1) / kLanes * kLanes;
+    CopyPanel(w.weight.Row<W>(n) + k, w.weight.stride(0), outputs, part, w_panel);
+    for (int64_t r = 0; r < rows; r += tile_rows) {
+      WithRows(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
+        constexpr int kRows = decltype(count)::value;
+        CopyPanel(x.Row<float>(row + r) + k, x.stride(0), kRows, part, x_panel);
+        for (int64_t j = 0; j < outputs; j += kGroup) {
+          MultiplyTile<kRows, kGroup>(Tile<float>{x_panel, kPanelStride, w_panel + j * kPanelStride, kPanelStride, padded,
+                                                  std::min<int64_t>(kGroup, outputs - j), bias + j, y.Row<float>(row + r) + n + j, y.stride(0),
+                                                  sums + (r * kPanelOutputs + j * kRows) * kLanes, k == 0, k + part == all});
+        }
+      });
+    }
+  }
+}
+
+// From this number of rows on, decoding and copying once pays.
+constexpr int64_t kManyRows = 16;
+
+template <typename W>
+void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
+  const int64_t rows = x.rows(), outputs = y.cols(), k = x.cols();
+  if (rows == 0) return;
+  if (rows < kManyRows || k == 0) {
+    // Pieces of several blocks, so that a thread which loses its core for a while is not waited for, but of some work each.
+    constexpr int64_t kLeastWork = 1 << 15;
+    const int64_t blocks = (outputs + kBlock - 1) / kBlock;
+    const int64_t grain = std::max(blocks / (ctx.threads->threads() * 8), kLeastWork / (rows * std::max<int64_t>(k, 1) * kBlock) + 1);
+    return ctx.threads->For(blocks, grain,
+                            [&](int64_t begin, int64_t end, int) { StreamWeights<W>(x, w, y, begin * kBlock, std::min(end * kBlock, outputs)); });
+  }
+  const int64_t row_step = EvenRows(rows, kPanelRows), row_parts = (rows + row_step - 1) / row_step;
+  const int64_t output_parts = (outputs + kPanelOutputs - 1) / kPanelOutputs;
+  ctx.threads->For(row_parts * output_parts, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t n = i / row_parts * kPanelOutputs, row = i % row_parts * row_step;
+      MultiplyPanels<W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(kPanelOutputs, outputs - n));
+    }
+  });
+}
+
+void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
+  switch (w.weight.dtype()) {
+    case Dtype::kF32: return LinearAs<float>(ctx, x, w, y);
+    case Dtype::kBf16: return LinearAs<Bf16>(ctx, x, w, y);
+    case Dtype::kF16: return LinearAs<F16>(ctx, x, w, y);
+    default: CHECK_MSG(false, "a weight of {}", Name(w.weight.dtype()));
+  }
 }
 
 }  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace bamba::cpu
+HWY_AFTER_NAMESPACE();
 
-void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
-  ctx.threads->For(y.cols(), 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = 0; t < x.rows(); t++) {
-      for (int64_t n = begin; n < end; n++) {
-        float sum = 0;
-        for (int64_t k = 0; k < x.cols(); k++) sum += x.Row<float>(t)[k] * At(w.weight, n * w.weight.stride(0) + k);
-        y.Row<float>(t)[n] = w.bias ? sum + At(w.bias, n) : sum;
-      }
-    }
-  });
-}
+#if HWY_ONCE
+namespace bamba::cpu {
 
-void LinearBackward(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& dy, Into into, const Tensor& dx, const LinearWeight& dw) {
-  const int64_t rows = x.rows(), in = x.cols(), out = dy.cols();
-  if (dx) {
-    ctx.threads->For(rows, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t t = begin; t < end; t++) {
-        for (int64_t k = 0; k < in; k++) {
-          float sum = into == Into::kAdd ? dx.Row<float>(t)[k] : 0;
-          for (int64_t n = 0; n < out; n++) sum += dy.Row<float>(t)[n] * At(w.weight, n * w.weight.stride(0) + k);
-          dx.Row<float>(t)[k] = sum;
-        }
-      }
-    });
-  }
-  ctx.threads->For(out, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; n++) {
-      for (int64_t t = 0; t < rows; t++) {
-        const float g = dy.Row<float>(t)[n];
-        if (dw.weight)
-          for (int64_t k = 0; k < in; k++) dw.weight.Row<float>(n)[k] += g * x.Row<float>(t)[k];
-        if (dw.bias) dw.bias.as<float>()[n] += g;
-      }
-    }
-  });
-}
+HWY_EXPORT(Linear);
+void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) { HWY_DYNAMIC_DISPATCH(Linear)(ctx, x, w, y); }
 
 }  // namespace bamba::cpu
+#endif

@@ -1,0 +1,45 @@
+// Weights in registers, for each SIMD level: included by the ops between HWY_BEFORE_NAMESPACE and HWY_AFTER_NAMESPACE, so guarded per target.
+#if defined(BAMBA_OPS_CPU_WEIGHTS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef BAMBA_OPS_CPU_WEIGHTS_INL_H
+#undef BAMBA_OPS_CPU_WEIGHTS_INL_H
+#else
+#define BAMBA_OPS_CPU_WEIGHTS_INL_H
+#endif
+
+#include <cstring>
+
+#include "base/dtype.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace bamba::cpu {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::ScalableTag<float>;
+using Vec = hn::Vec<Floats>;
+inline constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(Floats()));
+
+// The f32 values, exact, of kLanes weights.
+HWY_INLINE Vec LoadWeights(const float* p) { return hn::LoadU(Floats(), p); }
+HWY_INLINE Vec LoadWeights(const Bf16* p) {
+  return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::bfloat16_t, Floats>(), reinterpret_cast<const hwy::bfloat16_t*>(p)));
+}
+HWY_INLINE Vec LoadWeights(const F16* p) {
+  return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::float16_t, Floats>(), reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+// Likewise of the first n < kLanes; the lanes after them are 0, and nothing past them is read.
+template <typename W>
+HWY_INLINE Vec LoadWeightsPartly(const W* p, int64_t n) {
+  HWY_ALIGN W padded[kLanes] = {};
+  std::memcpy(static_cast<void*>(padded), p, static_cast<size_t>(n) * sizeof(W));
+  return LoadWeights(padded);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace bamba::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,205 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/support/bounds.h"
+#include "tests/support/device.h"
+#include "tests/support/simd_levels.h"
+
+namespace bamba {
+namespace {
+
+// A matrix of its own, normally distributed, its rows `gap` elements apart. The memory ends with the last row: asan sees a read past it.
+class Matrix {
+ public:
+  Matrix(Dtype dtype, int64_t rows, int64_t cols, uint64_t seed, int64_t gap = 0) : cols_(cols) {
+    const int64_t stride = cols + gap, size = rows > 0 ? rows * stride - gap : 0;
+    data_.resize(static_cast<size_t>(size) * SizeOf(dtype));
+    std::vector<double> values(static_cast<size_t>(size));
+    std::mt19937_64 random(seed);
+    std::normal_distribution<double> normal;
+    for (double& v : values) v = normal(random);
+    Convert(values.data(), Dtype::kF64, data_.data(), dtype, values.size());
+    // A Tensor gets its stride as columns of a wider one; an empty vector has no address.
+    wide_ = Tensor(data_.empty() ? static_cast<void*>(&nothing_) : data_.data(), dtype, {rows, stride});
+  }
+  Matrix(Matrix&&) = default;
+  Tensor tensor() const { return wide_.Columns({0, cols_}); }
+  operator Tensor() const { return tensor(); }
+  const std::vector<char>& bytes() const { return data_; }
+
+ private:
+  int64_t cols_;
+  std::vector<char> data_;
+  inline static double nothing_ = 0;
+  Tensor wide_;
+};
+
+std::vector<double> Doubles(const Tensor& t) {
+  std::vector<double> out(static_cast<size_t>(t.size()));
+  for (int64_t i = 0; i < t.rows(); i++)
+    Convert(static_cast<const char*>(t.data()) + static_cast<size_t>(i * t.stride(0)) * SizeOf(t.dtype()), t.dtype(), out.data() + i * t.cols(), Dtype::kF64,
+            static_cast<size_t>(t.cols()));
+  return out;
+}
+
+// Euclidean norm of `count` numbers, `step` apart, and of `more`.
+double Norm(const double* v, int64_t count, int64_t step = 1, double more = 0) {
+  double sum = more * more;
+  for (int64_t i = 0; i < count; i++) sum += v[i * step] * v[i * step];
+  return std::sqrt(sum);
+}
+
+bool SameBits(const Tensor& a, const Tensor& b) {
+  if (!a.SameShape(b)) return false;
+  for (int64_t i = 0; i < a.rows(); i++)
+    if (std::memcmp(a.Row<float>(i), b.Row<float>(i), static_cast<size_t>(a.cols()) * sizeof(float)) != 0) return false;
+  return true;
+}
+
+class LinearTest : public testing::TestWithParam<Dtype> {
+ protected:
+  Matrix Weight(int64_t out, int64_t in, uint64_t seed = 7) { return Matrix(GetParam(), out, in, seed); }
+  Tensor Bias(const Matrix& row) { return row.tensor().At(0); }
+
+  // y = Linear(x, w) in f32, at the current SIMD level.
+  Matrix Linear(const Tensor& x, const LinearWeight& w, int threads = 1, int64_t gap = 0) {
+    Device cpu(cpu::kTable, Dtype::kF32, threads, 0);
+    Matrix y(Dtype::kF32, x.rows(), w.weight.rows(), 99, gap);
+    ops::Linear(cpu.ctx, x, w, y);
+    return y;
+  }
+
+  std::vector<double> Exact(const Tensor& x, const LinearWeight& w) {
+    Device ref(ref::kTable, Dtype::kF64, 1, 0);
+    std::vector<double> xs = Doubles(x), ys(static_cast<size_t>(x.rows() * w.weight.rows()));
+    ops::Linear(ref.ctx, Tensor(xs.data(), Dtype::kF64, {x.rows(), x.cols()}), w, Tensor(ys.data(), Dtype::kF64, {x.rows(), w.weight.rows()}));
+    return ys;
+  }
+
+  void ExpectWithinBound(int64_t rows, int64_t in, int64_t out) {
+    SCOPED_TRACE(testing::Message() << rows << " rows, " << in << " -> " << out);
+    Matrix x(Dtype::kF32, rows, in, 1, 5), weight = Weight(out, in), bias(GetParam(), 1, out, 3);
+    const LinearWeight w{weight, Bias(bias)};
+    const std::vector<double> exact = Exact(x, w), xs = Doubles(x), ws = Doubles(weight), bs = Doubles(bias);
+    Matrix y = Linear(x, w, 2, 3);
+    for (int64_t t = 0; t < rows; t++) {
+      for (int64_t n = 0; n < out; n++) {  // the bias is one more term, times 1
+        const double bound = DotBound(Norm(&xs[t * in], in, 1, 1), Norm(&ws[n * in], in, 1, bs[n]), static_cast<double>(in + 1));
+        ASSERT_NEAR(y.tensor().Row<float>(t)[n], exact[t * out + n], bound) << "row " << t << ", output " << n;
+      }
+    }
+    const Matrix untouched(Dtype::kF32, rows, out, 99, 3);
+    for (int64_t t = 0; t + 1 < rows; t++) ASSERT_EQ(0, std::memcmp(y.tensor().Row<float>(t) + out, untouched.tensor().Row<float>(t) + out, 3 * sizeof(float)));
+  }
+};
+
+TEST_P(LinearTest, IsWithinTheBoundOfTheExactProduct) {
+  AtEverySimdLevel([&] {
+    for (int64_t in = 1; in <= 70; in++)
+      for (int64_t rows : {1, 2, 3, 7, 17, 49}) ExpectWithinBound(rows, in, 1 + in * 5 % 13);
+    for (int64_t out = 1; out <= 70; out++)
+      for (int64_t rows : {1, 4, 5, 6, 23}) ExpectWithinBound(rows, 1 + out * 11 % 37, out);
+    for (int64_t in : {511, 512, 513, 1030, 4096})
+      for (int64_t rows : {1, 16, 50}) ExpectWithinBound(rows, in, 35);
+  });
+}
+
+// Lanes and tiles must not cost accuracy: a plain loop in f32 is the measure, both against double.
+TEST_P(LinearTest, ErrsNoMoreThanTwiceThePlainLoop) {
+  AtEverySimdLevel([&] {
+    for (int64_t in : {63, 256, 4096}) {
+      const int64_t rows = 20, out = 24;
+      Matrix x(Dtype::kF32, rows, in, 4), weight = Weight(out, in);
+      const std::vector<double> exact = Exact(x, {weight, {}}), ws = Doubles(weight);
+      const Matrix y = Linear(x, {weight, {}});
+      double plain_error = 0, error = 0;
+      for (int64_t t = 0; t < rows; t++) {
+        for (int64_t n = 0; n < out; n++) {
+          float plain = 0;
+          for (int64_t k = 0; k < in; k++) plain += x.tensor().Row<float>(t)[k] * static_cast<float>(ws[n * in + k]);
+          plain_error += std::pow(plain - exact[t * out + n], 2);
+          error += std::pow(y.tensor().Row<float>(t)[n] - exact[t * out + n], 2);
+        }
+      }
+      EXPECT_LE(std::sqrt(error), 2 * std::sqrt(plain_error)) << in;
+    }
+  });
+}
+
+TEST_P(LinearTest, RowsDoNotSeeTheirNeighbours) {
+  AtEverySimdLevel([&] {
+    for (int64_t in : {1, 37, 256, 515, 1100}) {
+      Matrix x(Dtype::kF32, 300, in, 5), weight = Weight(43, in), bias(GetParam(), 1, 43, 6);
+      const LinearWeight w{weight, Bias(bias)};
+      const Matrix all = Linear(x, w);
+      for (int64_t t = 0; t < 300; t += 7) {
+        const Matrix alone = Linear(x.tensor().Rows(t, 1), w);
+        ASSERT_TRUE(SameBits(alone, all.tensor().Rows(t, 1))) << "row " << t << " of 300, " << in << " inputs";
+      }
+      for (int64_t rows : {2, 3, 4, 5, 6, 7, 11, 15, 16, 17, 49, 64}) {
+        const Matrix some = Linear(x.tensor().Rows(0, rows), w);
+        ASSERT_TRUE(SameBits(some, all.tensor().Rows(0, rows))) << rows << " rows, " << in << " inputs";
+      }
+    }
+  });
+}
+
+TEST_P(LinearTest, OutputsDoNotSeeTheirNeighbours) {
+  AtEverySimdLevel([&] {
+    Matrix x(Dtype::kF32, 19, 530, 8), weight = Weight(70, 530);
+    for (int64_t rows : {1, 19}) {
+      const Matrix all = Linear(x.tensor().Rows(0, rows), {weight, {}});
+      for (int64_t n = 0; n < 60; n += 3) {
+        const Matrix some = Linear(x.tensor().Rows(0, rows), {weight.tensor().Rows(n, 1 + n % 10), {}});
+        ASSERT_TRUE(SameBits(some, all.tensor().Columns({n, 1 + n % 10}))) << "outputs from " << n;
+      }
+    }
+  });
+}
+
+TEST_P(LinearTest, NotANumberStaysInItsRow) {
+  AtEverySimdLevel([&] {
+    for (int64_t rows : {2, 5, 40}) {
+      Matrix x(Dtype::kF32, rows, 21, 9), weight = Weight(11, 21);
+      const Matrix clean = Linear(x, {weight, {}});
+      std::fill_n(x.tensor().Row<float>(1), 21, std::numeric_limits<float>::quiet_NaN());
+      const Matrix y = Linear(x, {weight, {}});
+      EXPECT_TRUE(SameBits(y.tensor().Rows(0, 1), clean.tensor().Rows(0, 1)));
+      EXPECT_TRUE(SameBits(y.tensor().Rows(2, rows - 2), clean.tensor().Rows(2, rows - 2)));
+      for (int64_t n = 0; n < 11; n++) EXPECT_TRUE(std::isnan(y.tensor().Row<float>(1)[n]));
+    }
+  });
+}
+
+TEST_P(LinearTest, ThreadsDoNotChangeABit) {
+  AtEverySimdLevel([&] {
+    Matrix x(Dtype::kF32, 130, 600, 10), weight = Weight(300, 600);
+    for (int64_t rows : {1, 5, 130}) {
+      const Matrix one = Linear(x.tensor().Rows(0, rows), {weight, {}});
+      for (int threads : {2, 3})
+        EXPECT_EQ(one.bytes(), Linear(x.tensor().Rows(0, rows), {weight, {}}, threads).bytes()) << rows << " rows, " << threads << " threads";
+    }
+  });
+}
+
+TEST_P(LinearTest, NothingComesOfNothing) {
+  AtEverySimdLevel([&] {
+    Matrix no_rows(Dtype::kF32, 0, 8, 1), no_inputs(Dtype::kF32, 20, 0, 1), weight = Weight(5, 8), empty = Weight(5, 0), bias(GetParam(), 1, 5, 2);
+    EXPECT_EQ(Linear(no_rows, {weight, {}}).tensor().rows(), 0);
+    const Matrix y = Linear(no_inputs, {empty, Bias(bias)});
+    const std::vector<double> bs = Doubles(bias);
+    for (int64_t t = 0; t < 20; t++)
+      for (int64_t n = 0; n < 5; n++) EXPECT_EQ(y.tensor().Row<float>(t)[n], bs[n]);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Weights, LinearTest, testing::Values(Dtype::kF32, Dtype::kBf16, Dtype::kF16),
+                         [](const auto& info) { return std::string(Name(info.param)); });
+
+}  // namespace
+}  // namespace bamba
