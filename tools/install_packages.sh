@@ -15,6 +15,9 @@ Die() {
 
 IsInstalled() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
+# apt-cache show knows names, too, that other packages merely mention.
+HasCandidate() { [[ $(LC_ALL=C apt-cache policy "$1" 2>/dev/null) == *"Candidate: "[!\(]* ]]; }
+
 # InstallPackages PACKAGE…: says what it installs; prints nothing where nothing is missing.
 InstallPackages() {
   local wanted name missing=() chosen=() root=()
@@ -33,7 +36,7 @@ InstallPackages() {
   "${root[@]}" apt-get -qq -o DPkg::Lock::Timeout=300 update || Die "apt-get update failed"
   for wanted in "${missing[@]}"; do
     for name in ${wanted//|/ }; do
-      apt-cache show "$name" >/dev/null 2>&1 && chosen+=("$name") && continue 2
+      HasCandidate "$name" && chosen+=("$name") && continue 2
     done
     Die "this distribution has no package ${wanted//|/ or }; Debian 12 or later has"
   done
