@@ -24,8 +24,7 @@ struct Placed {
 std::string Bytes(uint64_t n) { return Thousands(static_cast<int64_t>(std::min<uint64_t>(n, INT64_MAX))); }
 
 Placed ParseEntry(std::string_view name, const json::value& value, const std::string& where) {
-  if (std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }))
-    throw Error("{}: the name of a tensor has control characters: {}", where, json::serialize(json::string(name)));
+  CheckTensorName(name, where);
   const std::string label = fmt::format("{}: tensor '{}'", where, name);
   if (!value.is_object()) throw Error("{}: its entry in the header is no object", label);
   JsonKeys keys(value.get_object(), label);

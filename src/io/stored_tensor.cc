@@ -1,6 +1,10 @@
 #include "io/stored_tensor.h"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "base/error.h"
 
 namespace bamba {
 namespace {
@@ -59,6 +63,11 @@ std::optional<size_t> StoredBytes(const std::vector<int64_t>& shape, size_t byte
       return {};
   }
   return empty ? 0 : n;
+}
+
+void CheckTensorName(std::string_view name, const std::string& where) {
+  if (std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }))
+    throw Error("{}: the name of a tensor of {} bytes has control characters", where, name.size());
 }
 
 std::string ShapeString(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }

@@ -29,6 +29,9 @@ size_t StoredElementBytes(std::string_view name);
 
 // elements · bytes_per_element of a shape, or nothing where it does not fit size_t or a dimension is negative.
 std::optional<size_t> StoredBytes(const std::vector<int64_t>& shape, size_t bytes_per_element);
+// Throws Error naming `where` for a name that a message could not show in one line.
+void CheckTensorName(std::string_view name, const std::string& where);
+
 std::string ShapeString(const std::vector<int64_t>& shape);
 
 // The view of `data`, contiguous; absent as above.
