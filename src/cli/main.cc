@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   CLI::App app("The whole life of the Bamba language models in one program.", "bamba");
   app.set_version_flag("--version", "bamba " BAMBA_VERSION);
   app.require_subcommand(1);
+  cli::AddConvert(app);
   cli::AddTokenize(app);
   try {
     cpu::ChooseSimd();

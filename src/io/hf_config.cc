@@ -236,7 +236,8 @@ json::object HfConfigJson(const Config& c, Dtype dtype, const std::string& where
   out["mamba_chunk_size"] = c.mamba_chunk;
   out["mamba_conv_bias"] = c.conv_bias;
   out["mamba_proj_bias"] = c.mamba_bias;
-  out["time_step_limit"] = DtLimitJson(c);
+  // The default has no spelling in standard JSON, and absent means it in transformers 4 and 5.
+  if (c.dt_min != 0 || !std::isinf(c.dt_max)) out["time_step_limit"] = DtLimitJson(c);
   out["mlp_bias"] = c.mlp_bias;
   out["hidden_act"] = "silu";
   out["rms_norm_eps"] = c.eps;

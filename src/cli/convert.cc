@@ -1,0 +1,76 @@
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "base/terminal.h"
+#include "base/units.h"
+#include "cli/verbs.h"
+#include "io/checkpoint.h"
+
+namespace bamba::cli {
+namespace {
+
+struct ConvertOptions {
+  std::string in, out, form, dtype = "keep", shard_size = "5GB";
+  bool force = false;
+};
+
+// "5GB", "300 MB", "2GiB", "1000000": decimal and binary units of bytes.
+int64_t ParseBytes(const std::string& text) {
+  size_t digits = 0;
+  double number = 0;
+  try {
+    number = std::stod(text, &digits);
+  } catch (const std::exception&) {
+  }
+  std::string unit = text.substr(digits);
+  unit.erase(0, unit.find_first_not_of(' '));
+  constexpr std::pair<const char*, double> kUnits[] = {{"", 1},      {"B", 1},        {"KB", 1e3},     {"kB", 1e3},     {"MB", 1e6},    {"GB", 1e9},
+                                                       {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+  for (const auto& [name, factor] : kUnits)
+    if (unit == name && number * factor >= 1 && number * factor < 0x1p62) return static_cast<int64_t>(number * factor);
+  throw UsageError("--shard-size {}: expected a size such as 5GB, 500MB or 2GiB", text);
+}
+
+void Convert(const ConvertOptions& o) {
+  SaveOptions save{.shard_bytes = ParseBytes(o.shard_size), .carry_from = o.in, .replace = o.force};
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16})
+    if (o.dtype == Name(dtype)) save.dtype = dtype;
+  CatchInterrupts();
+  const auto start = std::chrono::steady_clock::now();
+  const Model model = LoadModel(o.in);
+  save.form = o.form.empty() ? OpenCheckpoint(o.in).config_file.form : o.form == "hf" ? CheckpointForm::kHuggingFace : CheckpointForm::kMambaSsm;
+  std::unique_ptr<Progress> progress;
+  save.on_progress = [&](int64_t done, int64_t total) {
+    if (InterruptSignal()) throw Error("interrupted; {} was not written", o.out);
+    if (!progress) progress = std::make_unique<Progress>("converting", total, "bytes");
+    progress->Advance(done);
+  };
+  const SaveSummary written = SaveModel(model, o.out, save);
+  progress.reset();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), bytes = static_cast<double>(written.bytes);
+  WriteAll(1, fmt::format("{}: {} form, {} of weights in {} file{}, {} ({}/s)\n", o.out, Name(save.form), HumanBytes(bytes), written.files,
+                          written.files == 1 ? "" : "s", HumanSeconds(seconds), HumanBytes(bytes / seconds)));
+}
+
+}  // namespace
+
+void AddConvert(CLI::App& app) {
+  auto options = std::make_shared<ConvertOptions>();
+  CLI::App* verb = app.add_subcommand("convert", "A checkpoint to another form, dtype or shard size");
+  verb->add_option("in", options->in, "Model to read: a directory, or a weights file beside its config.json")->required();
+  verb->add_option("out", options->out, "Directory to write; it appears whole or not at all")->required();
+  verb->add_option("--to", options->form, "Form to write: hf (safetensors) or mamba_ssm (pytorch_model.bin); that of IN if not given")
+      ->check(CLI::IsMember({"hf", "mamba_ssm"}));
+  verb->add_option("--dtype", options->dtype, "Number type of all weights, or keep: each its own")
+      ->check(CLI::IsMember({"keep", "f32", "bf16", "f16"}))
+      ->capture_default_str();
+  verb->add_option("--shard-size", options->shard_size, "Largest safetensors file, such as 500MB or 2GiB; a tensor is never split")->capture_default_str();
+  verb->add_flag("--force", options->force, "Replace a model that OUT holds already");
+  verb->callback([options] { Convert(*options); });
+}
+
+}  // namespace bamba::cli
