@@ -76,7 +76,10 @@ void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, 
 
 void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double scale, const Tensor& dtable) {
   if (!dtable) return;
+  if (!dtable) return;
   CheckRows(ctx, dx, batch.rows(), dtable.cols());
+  CHECK(dtable.dtype() == ctx.dtype);
+  for (int32_t id : batch.tokens) CHECK_MSG(id >= 0 && id < dtable.rows(), "token {} of a vocabulary of {}", id, dtable.rows());
   ctx.device->EmbedBackward(ctx, batch, dx, scale, dtable);
 }
 
@@ -165,13 +168,15 @@ void SsdScanBackward(Context& ctx, const Tensor& xbc, const Tensor& dt, const Te
                      const Batch& batch, const Tensor& initial, const Tensor& dy, const Tensor& dxbc, const Tensor& ddt, const Tensor& ddt_bias,
                      const Tensor& da_log, const Tensor& dd, const Tensor& dinitial) {
   CheckBatch(batch);
+  for (const Sequence& s : batch.sequences) CHECK_MSG(s.position % kSsdChunk == 0, "backward from position {} within a chunk of {}", s.position, kSsdChunk);
+  if (initial) CHECK(initial.contiguous() && initial.SameShape(Tensor(initial.data(), ctx.dtype, {std::ssize(batch.sequences), shape.heads, shape.head_dim, shape.state})));
   for (const Tensor* t : {&xbc, &dxbc}) CheckRows(ctx, *t, batch.rows(), shape.conv_dim());
   for (const Tensor* t : {&dt, &ddt}) CheckRows(ctx, *t, batch.rows(), shape.heads);
   CheckRows(ctx, dy, batch.rows(), shape.inner());
   CheckGrad(ctx, ddt_bias, dt_bias);
   CheckGrad(ctx, da_log, a_log);
   CheckGrad(ctx, dd, d);
-  if (dinitial) CHECK(initial && dinitial.SameShape(initial));
+  if (dinitial) CHECK(initial && dinitial.contiguous() && dinitial.SameShape(initial));
   ctx.device->SsdScanBackward(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, initial, dy, dxbc, ddt, ddt_bias, da_log, dd, dinitial);
 }
 
