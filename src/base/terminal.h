@@ -4,6 +4,8 @@
 
 namespace bamba {
 
+inline constexpr int kStandardInput = 0, kStandardOutput = 1, kStandardError = 2;
+
 bool IsTerminal(int fd);
 int TerminalColumns();  // of standard error; 80 where unknown
 

@@ -52,8 +52,8 @@ void Convert(const ConvertOptions& o) {
   const SaveSummary written = SaveModel(model, o.out, save);
   progress.reset();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), bytes = static_cast<double>(written.bytes);
-  WriteAll(1, fmt::format("{}: {} form, {} of weights in {} file{}, {} ({}/s)\n", o.out, Name(save.form), HumanBytes(bytes), written.files,
-                          written.files == 1 ? "" : "s", HumanSeconds(seconds), HumanBytes(bytes / seconds)));
+  WriteAll(kStandardOutput, fmt::format("{}: {} form, {} of weights in {} file{}, {} ({}/s)\n", o.out, Name(save.form), HumanBytes(bytes), written.files,
+                                        written.files == 1 ? "" : "s", HumanSeconds(seconds), HumanBytes(bytes / seconds)));
 }
 
 }  // namespace

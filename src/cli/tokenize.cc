@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <boost/json.hpp>
 #include <charconv>
 #include <chrono>
@@ -35,7 +33,7 @@ class Output {
     if (buffer_.size() >= kFlushBytes) Flush();
   }
   void Flush() {
-    WriteAll(STDOUT_FILENO, buffer_);
+    WriteAll(kStandardOutput, buffer_);
     buffer_.clear();
   }
 
@@ -119,7 +117,7 @@ void Decode(const Request& request, const Tokenizer& tokenizer) {
   ForEachText(request, [&](const std::string& name, std::string_view list) { ForEachId(list, name, tokenizer, [&](int32_t id) { emit(decoder.Push(id)); }); });
   emit(decoder.Finish());
   if (request.json) out.Append(fmt::format("{{\"text\":{}}}", Quoted(text)));
-  if (request.json || IsTerminal(STDOUT_FILENO)) out.Append("\n");
+  if (request.json || IsTerminal(kStandardOutput)) out.Append("\n");
   out.Flush();
 }
 
@@ -139,14 +137,14 @@ void Check(const Request& request, const Tokenizer& tokenizer) {
 
 // One pass over each text, nothing warmed up.
 void Bench(const Request& request, const Tokenizer& tokenizer, double load_seconds) {
-  WriteAll(STDOUT_FILENO, fmt::format("load {:.1f} ms\n", load_seconds * 1e3));
+  WriteAll(kStandardOutput, fmt::format("load {:.1f} ms\n", load_seconds * 1e3));
   ForEachText(request, [&](const std::string& name, std::string_view text) {
     auto start = std::chrono::steady_clock::now();
     size_t tokens = tokenizer.Encode(text).size();
     double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     double size = static_cast<double>(text.size());
-    WriteAll(STDOUT_FILENO, fmt::format("{:7.1f} MB/s  {} bytes, {} tokens, {:.2f} bytes/token  {}\n", size / 1e6 / seconds, Thousands(text.size()),
-                                        Thousands(tokens), size / static_cast<double>(tokens), name.empty() ? "text" : name));
+    WriteAll(kStandardOutput, fmt::format("{:7.1f} MB/s  {} bytes, {} tokens, {:.2f} bytes/token  {}\n", size / 1e6 / seconds, Thousands(text.size()),
+                                          Thousands(tokens), size / static_cast<double>(tokens), name.empty() ? "text" : name));
   });
 }
 
