@@ -1,0 +1,152 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/ssd.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include <algorithm>
+
+#include "ops/cpu/activations-inl.h"
+#include "ops/cpu/rows.h"
+#include "ops/cpu/ssd.h"
+#include "ops/op_table.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace bamba::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+// A head's view of one chunk: the inputs of its tokens up to the last one known, s counted from the chunk's start.
+struct Chunk {
+  int64_t tokens;
+  const float* input[kSsdChunk];         // rows x | B | C
+  HWY_ALIGN float dt[kSsdChunk];         // after bias, softplus and clamp
+  HWY_ALIGN float log_decay[kSsdChunk];  // L_s: log of the decay from the chunk's start up to and with token s
+};
+
+// Turns dt from raw steps into steps, and sums up the logs of their decays. A single step's log is kept above −128, where its decay is 0 in f32 anyway: so no
+// sum overflows, and what follows a huge step in its chunk keeps its digits.
+void TakeSteps(const HeadNumbers& head, Chunk& c) {
+  const Vec bias = hn::Set(F32(), head.dt_bias), low = hn::Set(F32(), head.dt_min), high = hn::Set(F32(), head.dt_max);
+  ForLanes(c.tokens, [&](auto lanes, int64_t i) HWY_ATTR {
+    const Vec raw = hn::Add(lanes.Load(c.dt + i), bias);
+    const Vec softplus = hn::IfThenElse(hn::Gt(raw, Set(20)), raw, hn::Log1p(F32(), Exp(raw)));
+    lanes.Store(hn::Max(low, hn::Min(high, softplus)), c.dt + i);  // in this order NaN stays NaN
+  });
+  const float rate = ExpOf(head.a_log);
+  float sum = 0;
+  for (int64_t s = 0; s < c.tokens; s++) c.log_decay[s] = sum += std::max(-c.dt[s] * rate, -128.0f);
+}
+
+// weights[s] = exp(L_t − L_s) · dt_s for s ≤ t.
+void DecayedSteps(const Chunk& c, int64_t t, float* weights) {
+  const Vec end = hn::Set(F32(), c.log_decay[t]);
+  ForLanes(t + 1,
+           [&](auto lanes, int64_t s) HWY_ATTR { lanes.Store(hn::Mul(Exp(hn::Sub(end, lanes.Load(c.log_decay + s))), lanes.Load(c.dt + s)), weights + s); });
+}
+
+// y = exp(L_t) · (S C_t) + Σ_{s ≤ t} exp(L_t − L_s) · dt_s · (C_t · B_s) · x_s + D · x_t  for rows [first, first + rows) of the head's S, in this order for
+// every token of a chunk. `carried`: those rows of the chunk's initial S, null at the sequence's start.
+void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, int64_t t, const float* carried, int64_t first, int64_t rows, float* y) {
+  HWY_ALIGN float weights[kSsdChunk], scores[kSsdChunk];
+  const float* token_c = c.input[t] + shape.c;
+  Dots(
+      t + 1, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, token_c, shape.state, scores);
+  DecayedSteps(c, t, weights);
+  for (int64_t s = 0; s <= t; s++) weights[s] *= scores[s];
+
+  if (carried)
+    Dots(
+        rows, [&](int64_t p) HWY_ATTR { return carried + p * shape.state; }, token_c, shape.state, y);
+  const Vec decay = hn::Set(F32(), ExpOf(c.log_decay[t])), d = hn::Set(F32(), head.d);
+  const int64_t x = shape.x + first;
+  WeightedSum(
+      t + 1, weights, [&](int64_t s) HWY_ATTR { return c.input[s] + x; }, rows,
+      [&](auto lanes, int64_t i) HWY_ATTR { return carried ? hn::Mul(decay, lanes.Load(y + i)) : hn::Zero(F32()); },
+      [&](auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(hn::MulAdd(d, lanes.Load(c.input[t] + x + i), sum), y + i); });
+}
+
+// next = exp(L_last) · S + Σ_s exp(L_last − L_s) · dt_s · x_s ⊗ B_s, summed in order of s, for a full chunk. `next` may be `carried` itself.
+void AdvanceState(const ScanShape& shape, const Chunk& c, const float* carried, int64_t first, int64_t rows, float* next) {
+  HWY_ALIGN float steps[kSsdChunk], weights[kSsdChunk];
+  DecayedSteps(c, kSsdChunk - 1, steps);
+  const Vec decay = hn::Set(F32(), ExpOf(c.log_decay[kSsdChunk - 1]));
+  for (int64_t p = 0; p < rows; p++) {
+    for (int64_t s = 0; s < kSsdChunk; s++) weights[s] = steps[s] * c.input[s][shape.x + first + p];
+    const float* from = carried ? carried + p * shape.state : nullptr;
+    float* to = next + p * shape.state;
+    WeightedSum(
+        kSsdChunk, weights, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, shape.state,
+        [&](auto lanes, int64_t i) HWY_ATTR { return from ? hn::Mul(decay, lanes.Load(from + i)) : hn::Zero(F32()); },
+        [&](auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(sum, to + i); });
+  }
+}
+
+// Rows [first, first + rows) of one head's state through one sequence. They depend on no other row of the state.
+void ScanHead(const Scan& scan, const Sequence& s, int64_t h, int64_t first, int64_t rows) {
+  const ScanShape shape = scan.ShapeOf(h);
+  const HeadNumbers head = scan.NumbersOf(h);
+  const bool kept = scan.Keeps(s);
+  HWY_ALIGN float scratch[kScanScratch];
+  const int64_t end = s.position + s.rows;
+  Chunk c;
+  for (int64_t b = s.position - s.position % kSsdChunk; b < end; b += kSsdChunk) {
+    c.tokens = std::min(kSsdChunk, end - b);
+    for (int64_t i = 0; i < c.tokens; i++) c.input[i] = scan.Input(s, b + i), c.dt[i] = scan.RawStep(s, b + i, h);
+    TakeSteps(head, c);
+    const int64_t offset = first * shape.state;
+    const float* carried = b == 0 ? nullptr : kept ? scan.Boundary(s, b, h) + offset : scratch;
+    for (int64_t i = std::max<int64_t>(0, s.position - b); i < c.tokens; i++)
+      ScanToken(shape, head, c, i, carried, first, rows, scan.Output(s, b + i) + shape.x + first);
+    if (c.tokens == kSsdChunk) AdvanceState(shape, c, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h) + offset : scratch);
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace bamba::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace bamba::cpu {
+
+HWY_EXPORT(ScanHead);
+
+namespace {
+
+// The last tokens' inputs, for calls that go on in mid-chunk. Only after every head has read the older ones.
+void KeepInputs(Context& ctx, const Tensor& xbc, const Tensor& dt, const Batch& batch, const MambaState& state) {
+  if (!state.ssm) return;
+  ctx.threads->For(static_cast<int64_t>(batch.sequences.size()), Grain(kSsdChunk * xbc.cols()), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) {
+      const Sequence& s = batch.sequences[static_cast<size_t>(i)];
+      if (s.slot < 0) continue;
+      ForKeptTokens(s, state.xbc.shape(1), [&](int64_t token) {
+        const int64_t row = s.row + token - s.position;
+        std::copy_n(xbc.Row<float>(row), xbc.cols(), RingRow(state.xbc, s.slot, token));
+        std::copy_n(dt.Row<float>(row), dt.cols(), RingRow(state.dt, s.slot, token));
+      });
+    }
+  });
+}
+
+}  // namespace
+
+void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d, const SsdShape& shape,
+             const Batch& batch, const MambaState& state, const Tensor& y) {
+  if (xbc.rows() == 0) return;
+  const Scan scan = {xbc, dt, dt_bias, a_log, d, shape, state, y};
+  CHECK_MSG(shape.state <= kScanScratch, "state of {}", shape.state);
+  const int64_t rows = std::clamp<int64_t>(kScanScratch / shape.state, 1, shape.head_dim), pieces = (shape.head_dim + rows - 1) / rows;
+  const int64_t sequences = static_cast<int64_t>(batch.sequences.size()), per_sequence = shape.heads * pieces;
+  const int64_t operations = (2 * rows + kSsdChunk) * shape.state * (xbc.rows() / sequences + 1);
+  ctx.threads->For(sequences * per_sequence, Grain(operations), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t first = i % pieces * rows;
+      HWY_DYNAMIC_DISPATCH(ScanHead)
+      (scan, batch.sequences[static_cast<size_t>(i / per_sequence)], i % per_sequence / pieces, first, std::min(rows, shape.head_dim - first));
+    }
+  });
+  KeepInputs(ctx, xbc, dt, batch, state);
+}
+
+}  // namespace bamba::cpu
+#endif
