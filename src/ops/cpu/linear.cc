@@ -1,16 +1,13 @@
 // y = x Wᵀ + bias. The canonical order of an output element: kLanes partial sums, lane l over k = l, l + kLanes, …, each a chain of fused multiply-adds from 0
 // (the last vector padded with zeros); then the lanes are added by one fixed tree, then the bias. Tiles differ in how many elements they hold in registers and
 // in where the numbers lie, never in this order.
-#include <algorithm>
-#include <type_traits>
-
 #include "ops/op_table.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/linear.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "ops/cpu/weights-inl.h"
+#include "ops/cpu/matmul-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace bamba::cpu {
@@ -126,21 +123,6 @@ HWY_INLINE void MultiplyTile(const Tile<W>& t) {
     for (int j = 0; j < kOutputs; j++) hn::Store(sums[r][j], f, t.sums + (r * kOutputs + j) * kLanes);
 }
 
-// Calls function(integral_constant<rows>) for rows in 1..kTileRows.
-template <int kRows = 1, typename Function>
-HWY_INLINE void WithRows(int64_t rows, const Function& function) {
-  if constexpr (kRows < kTileRows) {
-    if (rows > kRows) return WithRows<kRows + 1>(rows, function);
-  }
-  function(std::integral_constant<int, kRows>());
-}
-
-// Rows of a tile, so that `rows` are shared out evenly among as few tiles as possible.
-HWY_INLINE int64_t EvenRows(int64_t rows, int64_t most) {
-  const int64_t parts = (rows + most - 1) / most;
-  return (rows + parts - 1) / parts;
-}
-
 // The bias of outputs [n, n + kBlock), 0 where there is none.
 HWY_INLINE void LoadBias(const Tensor& bias, int64_t n, int64_t outputs, float* to) {
   std::fill(to, to + kBlock, 0.0f);
@@ -151,13 +133,13 @@ HWY_INLINE void LoadBias(const Tensor& bias, int64_t n, int64_t outputs, float* 
 // Few rows: the weight is read once, from memory, by blocks of outputs, and decoded in registers for each tile of rows.
 template <typename W>
 void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t begin, int64_t end) {
-  const int64_t rows = x.rows(), tile_rows = EvenRows(rows, kTileRows), w_stride = w.weight.stride(0);
+  const int64_t rows = x.rows(), tile_rows = EvenPiece(rows, kTileRows), w_stride = w.weight.stride(0);
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t outputs = std::min<int64_t>(kBlock, end - n);
     float bias[kBlock];
     LoadBias(w.bias, n, outputs, bias);
     for (int64_t r = 0; r < rows; r += tile_rows) {
-      WithRows(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
+      WithRows<kTileRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
         constexpr int kRows = decltype(count)::value, kOutputs = kRows * kBlock <= kTileSums ? kBlock : kGroup;
         for (int64_t j = 0; j < outputs; j += kOutputs) {
           MultiplyTile<kRows, kOutputs>(Tile<W>{x.Row<float>(r), x.stride(0), w.weight.Row<W>(n + j), w_stride, x.cols(),
@@ -185,12 +167,12 @@ void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int
   HWY_ALIGN float x_panel[kTileRows * kPanelStride], w_panel[kPanelOutputs * kPanelStride], sums[kPanelRows * kPanelOutputs * kLanes];
   float bias[kPanelOutputs];
   for (int64_t j = 0; j < kPanelOutputs; j += kBlock) LoadBias(w.bias, n + j, std::clamp<int64_t>(outputs - j, 0, kBlock), bias + j);
-  const int64_t tile_rows = EvenRows(rows, kTileRows), all = x.cols();
+  const int64_t tile_rows = EvenPiece(rows, kTileRows), all = x.cols();
   for (int64_t k = 0; k < all; k += kPanelK) {
     const int64_t part = std::min(kPanelK, all - k), padded = (part + kLanes - 1) / kLanes * kLanes;
     CopyPanel(w.weight.Row<W>(n) + k, w.weight.stride(0), outputs, part, w_panel);
     for (int64_t r = 0; r < rows; r += tile_rows) {
-      WithRows(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
+      WithRows<kTileRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
         constexpr int kRows = decltype(count)::value;
         CopyPanel(x.Row<float>(row + r) + k, x.stride(0), kRows, part, x_panel);
         for (int64_t j = 0; j < outputs; j += kGroup) {
@@ -213,13 +195,13 @@ void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor
   if (rows < kManyRows || k == 0) {
     // Pieces of several blocks, so that a thread which loses its core for a while is not waited for, but of some work each.
     constexpr int64_t kLeastWork = 1 << 15;
-    const int64_t blocks = (outputs + kBlock - 1) / kBlock;
+    const int64_t blocks = CeilDiv(outputs, kBlock);
     const int64_t grain = std::max(blocks / (ctx.threads->threads() * 8), kLeastWork / (rows * std::max<int64_t>(k, 1) * kBlock) + 1);
     return ctx.threads->For(blocks, grain,
                             [&](int64_t begin, int64_t end, int) { StreamWeights<W>(x, w, y, begin * kBlock, std::min(end * kBlock, outputs)); });
   }
-  const int64_t row_step = EvenRows(rows, kPanelRows), row_parts = (rows + row_step - 1) / row_step;
-  const int64_t output_parts = (outputs + kPanelOutputs - 1) / kPanelOutputs;
+  const int64_t row_step = EvenPiece(rows, kPanelRows), row_parts = CeilDiv(rows, row_step);
+  const int64_t output_parts = CeilDiv(outputs, kPanelOutputs);
   ctx.threads->For(row_parts * output_parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t n = i / row_parts * kPanelOutputs, row = i % row_parts * row_step;
@@ -229,12 +211,7 @@ void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor
 }
 
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
-  switch (w.weight.dtype()) {
-    case Dtype::kF32: return LinearAs<float>(ctx, x, w, y);
-    case Dtype::kBf16: return LinearAs<Bf16>(ctx, x, w, y);
-    case Dtype::kF16: return LinearAs<F16>(ctx, x, w, y);
-    default: CHECK_MSG(false, "a weight of {}", Name(w.weight.dtype()));
-  }
+  WithWeightType(w.weight.dtype(), [&]<typename W>(W) { LinearAs<W>(ctx, x, w, y); });
 }
 
 }  // namespace
