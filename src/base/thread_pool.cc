@@ -16,8 +16,12 @@
 namespace bamba {
 namespace {
 
-// A short wait between loops of one step; past it a thread sleeps, so that an idle program costs nothing and a busy neighbour gets its core.
-constexpr auto kSpin = std::chrono::microseconds(20);
+// A thread spins for about as long as waking it up would take, which at worst doubles the wait; past that it sleeps, so that an idle program costs nothing and
+// a busy neighbour gets its core.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+// Parts of ThreadPool::state_.
+constexpr uint64_t kInside = (uint64_t{1} << 31) - 1, kOpen = uint64_t{1} << 31, kLoop = uint64_t{1} << 32;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -84,17 +88,24 @@ void ThreadPool::Drain(int thread) {
 }
 
 void ThreadPool::Work(int thread) {
-  uint64_t seen = 0;
+  uint64_t loop = 0;  // the last one taken part in
   while (true) {
-    auto ready = [&] { return stop_.load(std::memory_order_acquire) || epoch_.load(std::memory_order_acquire) != seen; };
+    uint64_t state = 0;
+    auto ready = [&] {
+      state = state_.load();
+      return stop_.load() || ((state & kOpen) && state / kLoop != loop);
+    };
     if (!SpinUntil(ready)) {
       std::unique_lock lock(mutex_);
+      sleepers_++;
       wake_.wait(lock, ready);
+      sleepers_--;
     }
-    if (stop_) return;
-    seen = epoch_.load(std::memory_order_acquire);
+    if (stop_.load()) return;
+    if (!state_.compare_exchange_strong(state, state + 1)) continue;
+    loop = state / kLoop;
     Drain(thread);
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    if ((state_.fetch_sub(1) & (kOpen | kInside)) == 1) {
       std::lock_guard lock(mutex_);
       done_.notify_one();
     }
@@ -102,20 +113,21 @@ void ThreadPool::Work(int thread) {
 }
 
 void ThreadPool::Run(int64_t n, int64_t grain, Call call, const void* context) {
-  CHECK_MSG(running_.load() == 0, "a parallel loop inside another");
+  const uint64_t before = state_.load();
+  CHECK_MSG((before & (kOpen | kInside)) == 0, "a parallel loop inside another");
   n_ = n, grain_ = grain, call_ = call, context_ = context;
   next_.store(0, std::memory_order_relaxed);
-  running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  {
+  state_.store(before + kLoop + kOpen);
+  if (sleepers_.load() > 0) {  // a worker counts itself before its last look at state_, so one of the two sees the other
     std::lock_guard lock(mutex_);
-    epoch_.fetch_add(1, std::memory_order_release);
+    wake_.notify_all();
   }
-  wake_.notify_all();
   Drain(0);
-  auto finished = [&] { return running_.load(std::memory_order_acquire) == 0; };
-  if (!SpinUntil(finished)) {
+  state_.fetch_and(~kOpen);
+  auto left = [&] { return (state_.load() & kInside) == 0; };
+  if (!SpinUntil(left)) {
     std::unique_lock lock(mutex_);
-    done_.wait(lock, finished);
+    done_.wait(lock, left);
   }
 }
 

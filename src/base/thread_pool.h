@@ -45,10 +45,12 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  std::atomic<uint64_t> epoch_{0};  // a new value starts a loop
-  std::atomic<int> running_{0};     // workers still in the current loop
+  // The number of the loop, whether workers may still enter it, and how many are inside. The caller closes a loop when no piece is left and waits for those
+  // inside alone: a worker that another process keeps from its core holds nobody up unless it has a piece in hand.
+  std::atomic<uint64_t> state_{0};
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
-  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> next_{0};  // the first index that no thread has taken
   int64_t n_ = 0, grain_ = 1;
   Call call_ = nullptr;
   const void* context_ = nullptr;
