@@ -1,30 +1,72 @@
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <new>
+#include <string>
 
 #include "base/error.h"
 #include "base/terminal.h"
+#include "cli/usage.h"
 #include "cli/verbs.h"
 #include "ops/cpu/simd.h"
+
+namespace bamba::cli {
+namespace {
+
+constexpr const char* kExamples = R"(
+Examples:
+  bamba run -p "The lighthouse keeper"          continue a text with the small model that comes along
+  bamba run MODEL -f story.txt -n 500 --seed 1  a model's directory, a prompt from a file, a text that comes again
+  bamba run MODEL --greedy --json < prompt.txt  the likeliest text, for a script
+
+A MODEL is a directory as Hugging Face has it: config.json, *.safetensors, tokenizer.json.
+`bamba VERB --help` explains one verb.)";
+
+void Main(int argc, char** argv) {
+  CLI::App app("The whole life of the Bamba language models in one program.", "bamba");
+  app.set_version_flag("--version", "bamba " BAMBA_VERSION);
+  app.require_subcommand(1);
+  app.footer(kExamples);
+  AddRun(app);
+  AddConvert(app);
+  AddTokenize(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    WriteAll(STDOUT_FILENO, app.help());
+  } catch (const CLI::CallForVersion& version) {
+    WriteAll(STDOUT_FILENO, std::string(version.what()) + "\n");
+  } catch (const CLI::ParseError& fault) {
+    throw UsageError("{}", UsageMessage(app, fault));
+  }
+}
+
+int Fail(int code, std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::fprintf(stderr, "bamba: %s\n", message.c_str());
+  return code;
+}
+
+// As shells have it: work that a signal ended says so, whether it ended in good order or by an error.
+int ExitCode(int otherwise) { return InterruptSignal() ? 128 + InterruptSignal() : otherwise; }
+
+}  // namespace
+}  // namespace bamba::cli
 
 int main(int argc, char** argv) {
   using namespace bamba;
   IgnoreClosedPipes();
-  CLI::App app("The whole life of the Bamba language models in one program.", "bamba");
-  app.set_version_flag("--version", "bamba " BAMBA_VERSION);
-  app.require_subcommand(1);
-  cli::AddConvert(app);
-  cli::AddTokenize(app);
   try {
     cpu::ChooseSimd();
-    app.parse(argc, argv);
-    return 0;
-  } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    cli::Main(argc, argv);
+    return cli::ExitCode(0);
   } catch (const UsageError& e) {
-    std::fprintf(stderr, "bamba: %s\n", e.what());
-    return 2;
+    return cli::Fail(2, e.what());
+  } catch (const std::bad_alloc&) {
+    return cli::Fail(1, "the machine is out of memory; use a smaller context or model");
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "bamba: %s\n", e.what());
-    return 1;
+    return cli::Fail(cli::ExitCode(1), e.what());
   }
 }

@@ -1,0 +1,202 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "base/terminal.h"
+#include "base/thread_pool.h"
+#include "base/units.h"
+#include "cli/default_model.h"
+#include "cli/verbs.h"
+#include "engine/engine.h"
+#include "io/checkpoint.h"
+#include "model/params.h"
+
+namespace bamba::cli {
+namespace {
+
+struct RunFlags {
+  std::string model, prompt, file;
+  bool has_prompt = false;
+  int64_t tokens = 256;
+  Sampling sampling{.temperature = 0.8, .top_p = 0.95};
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  int threads = AvailableCores();
+  int64_t context = 0;
+  bool greedy = false, ignore_eos = false, ids = false, json = false;
+};
+
+double SecondsSince(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+
+std::string ModelName(const std::string& directory) {
+  const auto path = std::filesystem::absolute(directory).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
+// A file's or a pipe's text ends with a line feed because editors and `echo` put one there, not because the prompt does.
+std::string WithoutLastLineFeed(std::string text) {
+  if (text.ends_with('\n')) text.pop_back();
+  if (text.ends_with('\r')) text.pop_back();
+  return text;
+}
+
+std::string ReadPrompt(const RunFlags& flags) {
+  if (flags.has_prompt) return flags.prompt;
+  if (!flags.file.empty()) return WithoutLastLineFeed(ReadFile(flags.file));
+  if (IsTerminal(STDIN_FILENO)) std::fputs("The prompt, then Ctrl-D:\n", stderr);
+  return WithoutLastLineFeed(ReadFile("-"));
+}
+
+std::vector<int32_t> ParseIds(std::string_view text) {
+  std::vector<int32_t> ids;
+  constexpr std::string_view kBetween = " ,\t\r\n";
+  for (size_t at; (at = text.find_first_not_of(kBetween)) != std::string_view::npos;) {
+    text.remove_prefix(at);
+    const std::string_view word = text.substr(0, text.find_first_of(kBetween));
+    int32_t id = 0;
+    const auto [end, fault] = std::from_chars(word.data(), word.data() + word.size(), id);
+    if (fault != std::errc() || end != word.data() + word.size())
+      throw UsageError("the prompt is no list of token ids: found '{}', expected a number (--ids)", word);
+    ids.push_back(id);
+    text.remove_prefix(word.size());
+  }
+  return ids;
+}
+
+// The dtype that most of the model's bytes have.
+const char* MainDtype(const Model& model) {
+  std::map<Dtype, size_t> bytes;
+  Weights weights = model.weights;
+  for (const Param& p : Parameters(model.config, weights)) bytes[p.tensor->dtype()] += p.tensor->bytes();
+  return Name(std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; })->first);
+}
+
+struct Report {
+  std::string model;
+  int64_t prompt_tokens = 0;
+  uint64_t seed = 0;
+  double load_seconds = 0;
+};
+
+double Rate(int64_t n, double seconds) { return n > 0 && seconds > 0 ? static_cast<double>(n) / seconds : 0; }
+
+std::string Json(const Report& report, const Generation& g) {
+  boost::json::object o;
+  o["model"] = report.model;
+  o["text"] = g.text;
+  o["tokens"] = boost::json::array(g.tokens.begin(), g.tokens.end());
+  o["finish_reason"] = Name(g.finish);
+  o["prompt_tokens"] = report.prompt_tokens;
+  o["seed"] = report.seed;
+  o["load_seconds"] = report.load_seconds;
+  o["prompt_seconds"] = g.prompt_seconds;
+  o["prompt_tokens_per_second"] = Rate(report.prompt_tokens, g.prompt_seconds);
+  o["seconds"] = g.step_seconds;
+  o["tokens_per_second"] = Rate(g.steps, g.step_seconds);
+  return boost::json::serialize(o) + "\n";
+}
+
+// The line under the text: what ran, and how fast. The memory rate is that of the bytes which a step has to read, whether they come from memory or a cache.
+std::string ClosingLine(const Report& report, const Generation& g, const Model& model, const Engine& engine, const RunFlags& flags) {
+  std::string line = fmt::format(" {} · {} {} · loaded {} · prompt {} tok {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))),
+                                 MainDtype(model), HumanSeconds(report.load_seconds), report.prompt_tokens, HumanSeconds(g.prompt_seconds));
+  line += fmt::format(" · {} tok", g.tokens.size());
+  if (const double rate = Rate(g.steps, g.step_seconds); rate > 0) {
+    const auto middle = report.prompt_tokens + g.steps / 2;
+    line += fmt::format(" at {} tok/s ({}/s)", HumanCount(rate), HumanBytes(rate * static_cast<double>(engine.StepBytes(middle))));
+  }
+  if (flags.sampling.temperature > 0) line += fmt::format(" · seed {}", report.seed);
+  if (g.finish == FinishReason::kInterrupted) line += " · interrupted";
+  return line;
+}
+
+void Run(RunFlags flags) {
+  if (flags.greedy) flags.sampling.temperature = 0;
+  flags.sampling.seed = flags.seed ? *flags.seed : std::random_device{}();
+  try {
+    flags.sampling.Validate();
+  } catch (const Error& e) {
+    throw UsageError("{}", e.what());
+  }
+  const std::string directory = flags.model.empty() ? DefaultModel() : flags.model;
+  const std::string prompt = ReadPrompt(flags);
+
+  const auto start = std::chrono::steady_clock::now();
+  const Model model = LoadModel(directory);
+  std::optional<Tokenizer> tokenizer;
+  if (!flags.ids) tokenizer = Tokenizer::Load(std::filesystem::is_directory(directory) ? directory : std::filesystem::path(directory).parent_path().string());
+  Report report{.model = ModelName(directory), .seed = flags.sampling.seed, .load_seconds = SecondsSince(start)};
+
+  Request request{.prompt = tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt),
+                  .max_tokens = flags.tokens,
+                  .sampling = flags.sampling,
+                  .stop = flags.stop,
+                  .ignore_eos = flags.ignore_eos,
+                  .interrupted = [] { return InterruptSignal() != 0; }};
+  report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  Engine engine(model, tokenizer ? &*tokenizer : nullptr,
+                {.name = directory,
+                 .threads = flags.threads,
+                 .context = flags.context > 0 ? flags.context : report.prompt_tokens + flags.tokens,
+                 .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
+
+  CatchInterrupts();
+  if (flags.json) {
+    WriteAll(STDOUT_FILENO, Json(report, engine.Generate(request, [](std::string_view) {})));
+    return;
+  }
+  WriteAll(STDOUT_FILENO, prompt);
+  const Generation generation = engine.Generate(request, [](std::string_view piece) { WriteAll(STDOUT_FILENO, piece); });
+  const std::string& last = generation.text.empty() ? prompt : generation.text;
+  if (!last.ends_with('\n')) WriteAll(STDOUT_FILENO, "\n");
+  std::fprintf(stderr, "%s\n", ClosingLine(report, generation, model, engine, flags).c_str());
+}
+
+}  // namespace
+
+void AddRun(CLI::App& app) {
+  auto flags = std::make_shared<RunFlags>();
+  CLI::App* run = app.add_subcommand("run", "Continue a text");
+  run->add_option("model", flags->model, "The model's directory (default: the small one that comes with bamba)")->type_name("MODEL");
+  auto* prompt = run->add_option("-p,--prompt", flags->prompt, "The text to continue; may be empty")->type_name("TEXT");
+  auto* file = run->add_option("-f,--file", flags->file, "The file that holds it, without its last line feed; else standard input")->type_name("FILE");
+  prompt->excludes(file);
+  run->add_option("-n,--tokens", flags->tokens, "The most tokens to write")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->type_name("N")
+      ->capture_default_str();
+  run->add_option("--temperature,--temp", flags->sampling.temperature, "Chance: 0 always takes the likeliest token")->type_name("X")->capture_default_str();
+  run->add_flag("--greedy", flags->greedy, "The same as --temperature 0");
+  run->add_option("--top-k", flags->sampling.top_k, "Choose among the K likeliest tokens; 0: all")->type_name("K")->capture_default_str();
+  run->add_option("--top-p", flags->sampling.top_p, "Choose among the likeliest tokens that make up this probability")->type_name("P")->capture_default_str();
+  run->add_option("--min-p", flags->sampling.min_p, "Choose among tokens of at least P times the likeliest one's probability")
+      ->type_name("P")
+      ->capture_default_str();
+  run->add_option("--seed", flags->seed, "Of the choices: the same seed writes the same text (default: a new one each time, shown below the text)")
+      ->type_name("N");
+  run->add_option("--stop", flags->stop, "End before this text; may be given several times")->type_name("TEXT")->expected(1)->take_all();
+  run->add_flag("--ignore-eos", flags->ignore_eos, "Write on after a token that ends a text");
+  run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(CLI::Range(1, 1024))->type_name("N");
+  run->add_option("--context", flags->context, "Tokens that attention has room for (default: what the prompt and -n need)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->type_name("N");
+  run->add_flag("--ids", flags->ids, "Prompt and text are token ids; needs no tokenizer");
+  run->add_flag("--json", flags->json, "Write one object: text, tokens, finish_reason, prompt_tokens, seed, times");
+  run->callback([flags, prompt] {
+    flags->has_prompt = prompt->count() > 0;
+    Run(*flags);
+  });
+}
+
+}  // namespace bamba::cli
