@@ -76,7 +76,6 @@ void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, 
 
 void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double scale, const Tensor& dtable) {
   if (!dtable) return;
-  if (!dtable) return;
   CheckRows(ctx, dx, batch.rows(), dtable.cols());
   CHECK(dtable.dtype() == ctx.dtype);
   for (int32_t id : batch.tokens) CHECK_MSG(id >= 0 && id < dtable.rows(), "token {} of a vocabulary of {}", id, dtable.rows());
@@ -169,7 +168,9 @@ void SsdScanBackward(Context& ctx, const Tensor& xbc, const Tensor& dt, const Te
                      const Tensor& da_log, const Tensor& dd, const Tensor& dinitial) {
   CheckBatch(batch);
   for (const Sequence& s : batch.sequences) CHECK_MSG(s.position % kSsdChunk == 0, "backward from position {} within a chunk of {}", s.position, kSsdChunk);
-  if (initial) CHECK(initial.contiguous() && initial.SameShape(Tensor(initial.data(), ctx.dtype, {std::ssize(batch.sequences), shape.heads, shape.head_dim, shape.state})));
+  if (initial)
+    CHECK(initial.contiguous() &&
+          initial.SameShape(Tensor(initial.data(), ctx.dtype, {std::ssize(batch.sequences), shape.heads, shape.head_dim, shape.state})));
   for (const Tensor* t : {&xbc, &dxbc}) CheckRows(ctx, *t, batch.rows(), shape.conv_dim());
   for (const Tensor* t : {&dt, &ddt}) CheckRows(ctx, *t, batch.rows(), shape.heads);
   CheckRows(ctx, dy, batch.rows(), shape.inner());

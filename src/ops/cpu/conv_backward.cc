@@ -43,8 +43,8 @@ void CausalConvSiluBackward(Context& ctx, const Tensor& x, const Tensor& w, cons
   constexpr int64_t kStrip = 64;
   const auto conv_row = HWY_DYNAMIC_DISPATCH(ConvRow);
   const int64_t channels = x.cols(), width = w.shape(2);
-  const std::vector<float> by_channel = Floats(w);
-  std::vector<float> weight(by_channel.size()), offset = bias ? Floats(bias) : std::vector<float>(static_cast<size_t>(channels));
+  const std::vector<float> by_channel = AsFloats(w);
+  std::vector<float> weight(by_channel.size()), offset = bias ? AsFloats(bias) : std::vector<float>(static_cast<size_t>(channels));
   for (int64_t c = 0; c < channels; c++)
     for (int64_t k = 0; k < width; k++) weight[static_cast<size_t>(k * channels + c)] = by_channel[static_cast<size_t>(c * width + k)];
   std::vector<float> weight_sum(weight.size()), offset_sum(offset.size());

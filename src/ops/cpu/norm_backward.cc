@@ -57,7 +57,7 @@ HWY_EXPORT(ScaledCopy);
 
 void RmsNormBackward(Context& ctx, const Tensor& x, const Tensor& w, double eps, const Tensor& dy, const Tensor& dx, const Tensor& dw) {
   const auto row = HWY_DYNAMIC_DISPATCH(RmsNormRow);
-  const std::vector<float> weight = Floats(w);
+  const std::vector<float> weight = AsFloats(w);
   SumOverRows(*ctx.threads, x.rows(), dw, [&](int64_t begin, int64_t end, float* sum) {
     for (int64_t t = begin; t < end; t++) row(x.Row<float>(t), weight.data(), eps, dy.Row<float>(t), dx.Row<float>(t), sum, x.cols());
   });
@@ -75,7 +75,7 @@ void AddRmsNormBackward(Context& ctx, const Tensor& out, double scale, const Ten
 void GatedRmsNormBackward(Context& ctx, const Tensor& y, const Tensor& z, const Tensor& w, int64_t groups, double eps, const Tensor& dout, const Tensor& dy,
                           const Tensor& dz, const Tensor& dw) {
   const auto row = HWY_DYNAMIC_DISPATCH(GatedRmsNormRow);
-  const std::vector<float> weight = Floats(w);
+  const std::vector<float> weight = AsFloats(w);
   const int64_t n = y.cols() / groups;
   SumOverRows(*ctx.threads, y.rows(), dw, [&](int64_t begin, int64_t end, float* sum) {
     std::vector<float> scratch(static_cast<size_t>(2 * n));

@@ -11,7 +11,7 @@
 namespace bamba::cpu {
 
 // The numbers of a weight as f32, in the order of memory; empty where it is absent.
-inline std::vector<float> Floats(const Tensor& weight) {
+inline std::vector<float> AsFloats(const Tensor& weight) {
   std::vector<float> floats(static_cast<size_t>(weight.size()));
   if (weight) Convert(weight.data(), weight.dtype(), floats.data(), Dtype::kF32, floats.size());
   return floats;

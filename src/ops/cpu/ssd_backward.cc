@@ -283,7 +283,7 @@ void SsdScanBackward(Context& ctx, const Tensor& xbc, const Tensor& dt, const Te
   ThreadPool& threads = *ctx.threads;
   const auto sequences = static_cast<int64_t>(batch.sequences.size());
   const int64_t at_once = std::min<int64_t>(shape.heads, threads.threads());
-  ScanBackward scan = {shape, batch, xbc, dt, initial, dy, dxbc, ddt, dinitial, Floats(dt_bias), Floats(a_log), Floats(d)};
+  ScanBackward scan = {shape, batch, xbc, dt, initial, dy, dxbc, ddt, dinitial, AsFloats(dt_bias), AsFloats(a_log), AsFloats(d)};
   scan.sums.resize(static_cast<size_t>(sequences * shape.heads));
   for (auto* shares : {&scan.db, &scan.dc}) shares->resize(static_cast<size_t>(at_once * xbc.rows() * shape.state));
   scan.Share(threads);
