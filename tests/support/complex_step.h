@@ -52,7 +52,7 @@ inline bool FullTests() {
   const char* full = std::getenv("BAMBA_FULL");
   return full && std::string(full) != "0";
 }
-inline Sampling GradientSampling() { return FullTests() ? Sampling{8, 64} : Sampling{2, 6}; }
+inline Sampling GradientSampling() { return FullTests() ? Sampling{8, 64} : Sampling{1, 4}; }
 
 // The arguments are complex copies of the variables, contiguous. Called by several threads at once, each with its own Context.
 using ComplexFunction = std::function<std::complex<double>(Context& ctx, const Tensors& arguments)>;
