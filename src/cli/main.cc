@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <exception>
@@ -35,9 +33,9 @@ void Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    WriteAll(STDOUT_FILENO, app.help());
+    WriteAll(kStandardOutput, app.help());
   } catch (const CLI::CallForVersion& version) {
-    WriteAll(STDOUT_FILENO, std::string(version.what()) + "\n");
+    WriteAll(kStandardOutput, std::string(version.what()) + "\n");
   } catch (const CLI::ParseError& fault) {
     throw UsageError("{}", UsageMessage(app, fault));
   }

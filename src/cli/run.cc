@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <boost/json.hpp>
 #include <charconv>
@@ -54,7 +53,7 @@ std::string WithoutLastLineFeed(std::string text) {
 std::string ReadPrompt(const RunFlags& flags) {
   if (flags.has_prompt) return flags.prompt;
   if (!flags.file.empty()) return WithoutLastLineFeed(ReadFile(flags.file));
-  if (IsTerminal(STDIN_FILENO)) std::fputs("The prompt, then Ctrl-D:\n", stderr);
+  if (IsTerminal(kStandardInput)) std::fputs("The prompt, then Ctrl-D:\n", stderr);
   return WithoutLastLineFeed(ReadFile("-"));
 }
 
@@ -153,13 +152,13 @@ void Run(RunFlags flags) {
 
   CatchInterrupts();
   if (flags.json) {
-    WriteAll(STDOUT_FILENO, Json(report, engine.Generate(request, [](std::string_view) {})));
+    WriteAll(kStandardOutput, Json(report, engine.Generate(request, [](std::string_view) {})));
     return;
   }
-  WriteAll(STDOUT_FILENO, prompt);
-  const Generation generation = engine.Generate(request, [](std::string_view piece) { WriteAll(STDOUT_FILENO, piece); });
+  WriteAll(kStandardOutput, prompt);
+  const Generation generation = engine.Generate(request, [](std::string_view piece) { WriteAll(kStandardOutput, piece); });
   const std::string& last = generation.text.empty() ? prompt : generation.text;
-  if (!last.ends_with('\n')) WriteAll(STDOUT_FILENO, "\n");
+  if (!last.ends_with('\n')) WriteAll(kStandardOutput, "\n");
   std::fprintf(stderr, "%s\n", ClosingLine(report, generation, model, engine, flags).c_str());
 }
 
