@@ -14,6 +14,10 @@ constexpr size_t kShortPiece = 64;  // bytes up to which scanning all pairs beat
 
 uint64_t PairKey(int32_t left, int32_t right) { return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right); }
 
+// [n]: keeps the first n bytes of a word in memory order, which is little-endian.
+static_assert(std::endian::native == std::endian::little);
+constexpr uint64_t kFirstBytes[] = {0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF, ~uint64_t{0}};
+
 size_t PairHash(uint64_t pair) {
   uint64_t h = pair * 0x9E3779B97F4A7C15;
   return h ^ h >> 32;
@@ -160,25 +164,26 @@ void Bpe::MergeLong(std::string_view piece, std::vector<int32_t>& ids) const {
   for (uint32_t i = 0; i != kNone; i = symbols[i].next) ids.push_back(symbols[i].id);
 }
 
-BpeEncoder::BpeEncoder(const Bpe& bpe, size_t text_bytes) : bpe_(bpe), entries_(std::bit_ceil(std::clamp<size_t>(text_bytes / 8, 2, 1 << 15))) {}
+BpeEncoder::BpeEncoder(const Bpe& bpe, std::string_view text)
+    : bpe_(bpe), text_(text), entries_(std::bit_ceil(std::clamp<size_t>(text.size() / 16, 2, 1 << 17))) {}
 
 void BpeEncoder::Append(std::string_view piece, std::vector<int32_t>& ids) {
   if (piece.size() > kLongestKey) return bpe_.Encode(piece, ids);
-  auto load = [&](size_t at, auto word) {
-    std::memcpy(&word, piece.data() + at, sizeof word);
-    return static_cast<uint64_t>(word);
-  };
-  size_t n = piece.size();
-  Entry key;
-  if (n >= 8) {
-    key.low = load(0, uint64_t{});
-    if (n > 8) key.high = load(n - 8, uint64_t{}) >> (8 * (16 - n));
-  } else if (n >= 4) {
-    key.low = load(0, uint32_t{}) | load(n - 4, uint32_t{}) << (8 * (n - 4));
-  } else {
-    key.low = load(0, uint8_t{}) | load(n / 2, uint8_t{}) << 8 | load(n - 1, uint8_t{}) << 16;
+  // Sixteen bytes are read at once where the text has them (a piece may also lie elsewhere, then the offset is past its end), and cut down to the piece.
+  char copy[16];
+  const char* bytes = piece.data();
+  size_t offset = reinterpret_cast<uintptr_t>(bytes) - reinterpret_cast<uintptr_t>(text_.data());
+  if (offset >= text_.size() || text_.size() - offset < sizeof copy) {
+    std::memcpy(copy, bytes, piece.size());
+    std::memset(copy + piece.size(), 0, sizeof copy - piece.size());
+    bytes = copy;
   }
-  key.high |= static_cast<uint64_t>(n) << 56;
+  Entry key;
+  std::memcpy(&key.low, bytes, 8);
+  std::memcpy(&key.high, bytes + 8, 8);
+  key.low &= kFirstBytes[std::min<size_t>(piece.size(), 8)];
+  key.high &= kFirstBytes[std::max<size_t>(piece.size(), 8) - 8];
+  key.high |= static_cast<uint64_t>(piece.size()) << 56;
   uint64_t hash = (key.low ^ std::rotl(key.high, 29)) * 0x9E3779B97F4A7C15;
   hash = (hash ^ hash >> 32) * 0xD6E8FEB86659FD93;
   size_t slot = (hash >> 40) & (entries_.size() - 2);

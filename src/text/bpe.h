@@ -57,7 +57,8 @@ class Bpe {
 // Encodes the pieces of one text, remembering short ones: real text repeats its words. Memory is bounded, and small for a short text.
 class BpeEncoder {
  public:
-  BpeEncoder(const Bpe& bpe, size_t text_bytes);
+  // `text`: what the pieces are cut from; must outlive this.
+  BpeEncoder(const Bpe& bpe, std::string_view text);
 
   void Append(std::string_view piece, std::vector<int32_t>& ids);
 
@@ -72,7 +73,8 @@ class BpeEncoder {
   void Learn(std::string_view piece, size_t slot, Entry key, std::vector<int32_t>& ids);
 
   const Bpe& bpe_;
-  std::vector<Entry> entries_;  // pairs of ways, the first the more recent
+  std::string_view text_;
+  std::vector<Entry> entries_;  // pairs of ways, the first the more recent; at most 4 MiB: 150,000 different words stand in 60 MB of novels
 };
 
 }  // namespace bamba

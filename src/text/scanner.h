@@ -1,8 +1,10 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 
 #include "text/unicode.h"
@@ -34,6 +36,12 @@ struct Char {
 };
 
 inline Char LongCharAt(std::string_view text, size_t at) {
+  // The usual case by hand: three bytes, well-formed whatever follows the lead.
+  auto byte = [&](size_t i) { return static_cast<uint8_t>(text[at + i]); };
+  if (text.size() - at >= 3 && byte(0) > 0xE0 && byte(0) < 0xED && (byte(1) & 0xC0) == 0x80 && (byte(2) & 0xC0) == 0x80) {
+    char32_t code_point = static_cast<char32_t>((byte(0) & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F));
+    return {static_cast<uint8_t>(ClassOf(code_point) & (kLetter | kNumber | kSpace)), 3};
+  }
   Utf8Char c = FirstChar(text.substr(at));
   return {c.valid ? static_cast<uint8_t>(ClassOf(c.code_point) & (kLetter | kNumber | kSpace)) : uint8_t{0}, c.length};
 }
@@ -59,7 +67,24 @@ inline size_t RunEnd(std::string_view text, size_t at, uint8_t mask, uint8_t wan
   return at;
 }
 
-inline size_t LetterRunEnd(std::string_view text, size_t at) { return RunEnd(text, at, kLetter, kLetter); }
+// Eight ASCII letters at a time: words are short and of any length, so a loop over their bytes would be mispredicted at each one's end.
+inline size_t LetterRunEnd(std::string_view text, size_t at) {
+  constexpr uint64_t kEach = 0x0101010101010101, kTop = 0x80 * kEach;
+  while (text.size() - at >= 8) {
+    uint64_t word;
+    std::memcpy(&word, text.data() + at, 8);
+    uint64_t low = (word | 0x20 * kEach) & ~kTop;                                             // lower case, if it is a letter
+    uint64_t letters = (low + (0x80 - 'a') * kEach) & ~(low + (0x7F - 'z') * kEach) & ~word;  // top bits: from 'a', not past 'z', ASCII
+    uint64_t others = ~letters & kTop;
+    if (others != 0) {
+      at += static_cast<size_t>(std::countr_zero(others)) / 8;
+      if (!(static_cast<uint8_t>(text[at]) & kManyBytes)) return at;
+      break;
+    }
+    at += 8;
+  }
+  return RunEnd(text, at, kLetter, kLetter);
+}
 inline size_t NumberRunEnd(std::string_view text, size_t at) { return RunEnd(text, at, kNumber, kNumber); }
 inline size_t OtherRunEnd(std::string_view text, size_t at) { return RunEnd(text, at, kLetter | kNumber | kSpace, 0); }
 inline bool IsNewline(char c) { return c == '\n' || c == '\r'; }

@@ -163,7 +163,7 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
   const Parts& p = *parts_;
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 16);
-  BpeEncoder encoder(p.bpe, text.size());
+  BpeEncoder encoder(p.bpe, text);
   if (options.add_special) ids = p.around.before;
   auto encode_text = [&](std::string_view part) { p.pretokenizer.ForEachPiece(part, [&](std::string_view piece) { encoder.Append(piece, ids); }); };
   for (const auto& [outer, outer_id] : p.added_first.Split(text, options.parse_special)) {

@@ -30,6 +30,10 @@ constexpr std::array<int16_t, kStandIns> kByteOf = [] {
 bool AppendStandInBytes(std::string_view content, std::string& bytes) {
   size_t before = bytes.size();
   for (size_t i = 0; i < content.size();) {
+    if (content[i] > ' ' && content[i] <= '~') {  // most characters are ASCII and stand for themselves
+      bytes += content[i++];
+      continue;
+    }
     Utf8Char c = FirstChar(content.substr(i));
     if (c.code_point >= kStandIns || kByteOf[c.code_point] < 0) {
       bytes.resize(before);
