@@ -216,7 +216,7 @@ void Attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, 
   for (const Tensor* t : {&q, &y}) CheckRows(ctx, *t, batch.rows(), shape.heads * shape.head_dim);
   for (const Tensor* t : {&k, &v}) CheckRows(ctx, *t, batch.rows(), shape.kv_heads * shape.head_dim);
   CHECK_MSG(shape.heads % shape.kv_heads == 0, "{} heads over {} key heads", shape.heads, shape.kv_heads);
-  for (const Sequence& s : batch.sequences) CHECK(s.slot < 0 || (kv.k && s.pages));
+  for (const Sequence& s : batch.sequences) CHECK(s.slot < 0 || s.rows == 0 || (kv.k && s.pages));
   ctx.device->Attention(ctx, q, k, v, shape, batch, kv, y);
   Observe(ctx, "Attention", y);
 }

@@ -44,7 +44,7 @@ HWY_INLINE Vec LoadOr(Vec, AllLanes lanes, const float* p) { return lanes.Load(p
 HWY_INLINE Vec LoadOr(Vec fallback, FirstLanes lanes, const float* p) { return hn::IfThenElse(lanes.mask, lanes.Load(p), fallback); }
 
 // e^x for x ≤ 88, also −∞; NaN stays NaN, so that a broken weight shows in the logits.
-HWY_INLINE Vec Exp(Vec x) { return hn::IfThenElse(hn::Ne(x, x), x, hn::Exp(F32(), x)); }
+HWY_INLINE Vec Exp(Vec x) { return hn::IfThenElse(hn::Eq(x, x), hn::Exp(F32(), x), x); }
 HWY_INLINE float ExpOf(float x) { return hn::GetLane(Exp(Set(x))); }
 
 HWY_INLINE Vec Silu(Vec x) { return hn::Mul(x, Logistic(x).at); }

@@ -19,44 +19,55 @@ struct Chunk {
   int64_t tokens;
   const float* input[kSsdChunk];         // rows x | B | C
   HWY_ALIGN float dt[kSsdChunk];         // after bias, softplus and clamp
-  HWY_ALIGN float log_decay[kSsdChunk];  // L_s: log of the decay from the chunk's start up to and with token s
+  HWY_ALIGN float log_decay[kSsdChunk];  // −dt exp(A_log)
 };
 
-// Turns dt from raw steps into steps, and sums up the logs of their decays. A single step's log is kept above −128, where its decay is 0 in f32 anyway: so no
-// sum overflows, and what follows a huge step in its chunk keeps its digits.
+// Turns dt from raw steps into steps.
 void TakeSteps(const HeadNumbers& head, Chunk& c) {
   const Vec bias = hn::Set(F32(), head.dt_bias), low = hn::Set(F32(), head.dt_min), high = hn::Set(F32(), head.dt_max);
+  const Vec rate = hn::Neg(Exp(hn::Set(F32(), head.a_log)));
   ForLanes(c.tokens, [&](auto lanes, int64_t i) HWY_ATTR {
     const Vec raw = hn::Add(lanes.Load(c.dt + i), bias);
     const Vec softplus = hn::IfThenElse(hn::Gt(raw, Set(20)), raw, hn::Log1p(F32(), Exp(raw)));
-    lanes.Store(hn::Max(low, hn::Min(high, softplus)), c.dt + i);  // in this order NaN stays NaN
+    const Vec dt = hn::Max(low, hn::Min(high, softplus));  // in this order NaN stays NaN
+    lanes.Store(dt, c.dt + i);
+    lanes.Store(hn::Mul(dt, rate), c.log_decay + i);
   });
-  const float rate = ExpOf(head.a_log);
-  float sum = 0;
-  for (int64_t s = 0; s < c.tokens; s++) c.log_decay[s] = sum += std::max(-c.dt[s] * rate, -128.0f);
 }
 
-// weights[s] = exp(L_t − L_s) · dt_s for s ≤ t.
-void DecayedSteps(const Chunk& c, int64_t t, float* weights) {
-  const Vec end = hn::Set(F32(), c.log_decay[t]);
-  ForLanes(t + 1,
-           [&](auto lanes, int64_t s) HWY_ATTR { lanes.Store(hn::Mul(Exp(hn::Sub(end, lanes.Load(c.log_decay + s))), lanes.Load(c.dt + s)), weights + s); });
-}
+// Logs of the decays up to and with one token, which moves through the chunk: from the chunk's start, and from each token before it. Each is summed up by
+// itself, in order. The difference of two sums from the chunk's start would be the same number, but lose its digits after a large step.
+struct Decays {
+  float from_start = 0;
+  HWY_ALIGN float from[kSsdChunk];
 
-// y = exp(L_t) · (S C_t) + Σ_{s ≤ t} exp(L_t − L_s) · dt_s · (C_t · B_s) · x_s + D · x_t  for rows [first, first + rows) of the head's S, in this order for
-// every token of a chunk. `carried`: those rows of the chunk's initial S, null at the sequence's start.
-void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, int64_t t, const float* carried, int64_t first, int64_t rows, float* y) {
+  void MoveTo(const Chunk& c, int64_t t) {
+    const Vec step = hn::Set(F32(), c.log_decay[t]);
+    ForLanes(t, [&](auto lanes, int64_t s) HWY_ATTR { lanes.Store(hn::Add(lanes.Load(from + s), step), from + s); });
+    from[t] = 0;
+    from_start += c.log_decay[t];
+  }
+  // weights[s] = decay from s to t · dt_s for s ≤ t.
+  void DecayedSteps(const Chunk& c, int64_t t, float* weights) const {
+    ForLanes(t + 1, [&](auto lanes, int64_t s) HWY_ATTR { lanes.Store(hn::Mul(Exp(lanes.Load(from + s)), lanes.Load(c.dt + s)), weights + s); });
+  }
+};
+
+// y = a(b, t) · (S C_t) + Σ_{s ≤ t} a(s, t) · dt_s · (C_t · B_s) · x_s + D · x_t, a the decays,  for rows [first, first + rows) of the head's S, in this order
+// for every token of a chunk. `carried`: those rows of the chunk's initial S, null at the sequence's start.
+void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, const Decays& decays, int64_t t, const float* carried, int64_t first,
+               int64_t rows, float* y) {
   HWY_ALIGN float weights[kSsdChunk], scores[kSsdChunk];
   const float* token_c = c.input[t] + shape.c;
   Dots(
       t + 1, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, token_c, shape.state, scores);
-  DecayedSteps(c, t, weights);
+  decays.DecayedSteps(c, t, weights);
   for (int64_t s = 0; s <= t; s++) weights[s] *= scores[s];
 
   if (carried)
     Dots(
         rows, [&](int64_t p) HWY_ATTR { return carried + p * shape.state; }, token_c, shape.state, y);
-  const Vec decay = hn::Set(F32(), ExpOf(c.log_decay[t])), d = hn::Set(F32(), head.d);
+  const Vec decay = hn::Set(F32(), ExpOf(decays.from_start)), d = hn::Set(F32(), head.d);
   const int64_t x = shape.x + first;
   WeightedSum(
       t + 1, weights, [&](int64_t s) HWY_ATTR { return c.input[s] + x; }, rows,
@@ -64,11 +75,11 @@ void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, 
       [&](auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(hn::MulAdd(d, lanes.Load(c.input[t] + x + i), sum), y + i); });
 }
 
-// next = exp(L_last) · S + Σ_s exp(L_last − L_s) · dt_s · x_s ⊗ B_s, summed in order of s, for a full chunk. `next` may be `carried` itself.
-void AdvanceState(const ScanShape& shape, const Chunk& c, const float* carried, int64_t first, int64_t rows, float* next) {
+// next = a(b, last) · S + Σ_s a(s, last) · dt_s · x_s ⊗ B_s, summed in order of s, for a full chunk. `next` may be `carried` itself.
+void AdvanceState(const ScanShape& shape, const Chunk& c, const Decays& decays, const float* carried, int64_t first, int64_t rows, float* next) {
   HWY_ALIGN float steps[kSsdChunk], weights[kSsdChunk];
-  DecayedSteps(c, kSsdChunk - 1, steps);
-  const Vec decay = hn::Set(F32(), ExpOf(c.log_decay[kSsdChunk - 1]));
+  decays.DecayedSteps(c, kSsdChunk - 1, steps);
+  const Vec decay = hn::Set(F32(), ExpOf(decays.from_start));
   for (int64_t p = 0; p < rows; p++) {
     for (int64_t s = 0; s < kSsdChunk; s++) weights[s] = steps[s] * c.input[s][shape.x + first + p];
     const float* from = carried ? carried + p * shape.state : nullptr;
@@ -94,9 +105,12 @@ void ScanHead(const Scan& scan, const Sequence& s, int64_t h, int64_t first, int
     TakeSteps(head, c);
     const int64_t offset = first * shape.state;
     const float* carried = b == 0 ? nullptr : kept ? scan.Boundary(s, b, h) + offset : scratch;
-    for (int64_t i = std::max<int64_t>(0, s.position - b); i < c.tokens; i++)
-      ScanToken(shape, head, c, i, carried, first, rows, scan.Output(s, b + i) + shape.x + first);
-    if (c.tokens == kSsdChunk) AdvanceState(shape, c, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h) + offset : scratch);
+    Decays decays;
+    for (int64_t i = 0; i < c.tokens; i++) {
+      decays.MoveTo(c, i);
+      if (b + i >= s.position) ScanToken(shape, head, c, decays, i, carried, first, rows, scan.Output(s, b + i) + shape.x + first);
+    }
+    if (c.tokens == kSsdChunk) AdvanceState(shape, c, decays, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h) + offset : scratch);
   }
 }
 
