@@ -16,6 +16,7 @@ file(MAKE_DIRECTORY ${WORK}/elsewhere)
 run("" IN ${WORK} COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/prefix)
 file(CREATE_LINK ${WORK}/prefix/bin/bamba ${WORK}/elsewhere/b SYMBOLIC)
 run("^0 273 301 94 214\n" IN ${WORK}/elsewhere COMMAND ./b tokenize "hello\n")
+run("^The [^\n]*\n" IN ${WORK}/elsewhere COMMAND ./b run -p The -n 3 --greedy)
 
 run("" IN ${WORK} COMMAND ${CMAKE_COMMAND} -G Ninja -S ${CMAKE_CURRENT_LIST_DIR}/package -B ${WORK}/consumer -D CMAKE_PREFIX_PATH=${WORK}/prefix)
 run("" IN ${WORK} COMMAND ${CMAKE_COMMAND} --build ${WORK}/consumer)
