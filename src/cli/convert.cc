@@ -51,6 +51,9 @@ void Convert(const ConvertOptions& o) {
   };
   const SaveSummary written = SaveModel(model, o.out, save);
   progress.reset();
+  if (save.form == CheckpointForm::kMambaSsm && model.config.ffn % kSsmMlpMultiple != 0)
+    WriteAll(2, fmt::format("bamba: note: mamba_ssm's own MLP rounds the width {} up to a multiple of {}, so that package cannot load {}; bamba can\n",
+                            model.config.ffn, kSsmMlpMultiple, o.out));
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), bytes = static_cast<double>(written.bytes);
   WriteAll(kStandardOutput, fmt::format("{}: {} form, {} of weights in {} file{}, {} ({}/s)\n", o.out, Name(save.form), HumanBytes(bytes), written.files,
                                         written.files == 1 ? "" : "s", HumanSeconds(seconds), HumanBytes(bytes / seconds)));

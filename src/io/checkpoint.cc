@@ -21,7 +21,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* kWeightFiles[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
                                         "consolidated.00.pth"};
-constexpr int64_t kSsmMlpMultiple = 128;  // mamba_ssm's GatedMLP rounds its width up to this
 
 bool Exists(const fs::path& path) {
   std::error_code ignored;

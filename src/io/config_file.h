@@ -18,6 +18,9 @@ struct ConfigFile {
   int64_t vocab_rows = 0;  // of the embedding and the head in the file: mamba_ssm pads the vocabulary
 };
 
+// mamba_ssm's own MLP rounds its width up to a multiple of this, whatever its config says.
+inline constexpr int64_t kSsmMlpMultiple = 128;
+
 // Reads either form: one with d_model and no model_type is mamba_ssm's. What would change results and isn't built is refused by name; other unknown keys are
 // ignored, except among mamba_ssm's keyword arguments. Throws Error naming `where` and the key.
 ConfigFile ParseConfig(std::string_view text, const std::string& where);

@@ -29,7 +29,8 @@ StoredTensor Locate(const PickledTensor& t, const std::unordered_map<std::string
   const std::span<const char> data = it->second;
   const size_t element = StoredElementBytes(t.dtype);
   const auto bytes = StoredBytes(t.shape, element), storage_bytes = StoredBytes({t.storage_elements}, element), offset = StoredBytes({t.offset}, element);
-  if (!bytes || !storage_bytes || !offset) throw Error("{} has the impossible shape {}", label, ShapeString(t.shape));
+  if (!bytes || !storage_bytes || !offset)
+    throw Error("{} has the impossible shape {} at element {} of {}", label, ShapeString(t.shape), t.offset, t.storage_elements);
   if (data.size() != *storage_bytes)
     throw Error("{}: its storage has {} bytes; expected {} ({} {}). The file may be cut short: download or save it again", label,
                 Thousands(static_cast<int64_t>(data.size())), Thousands(static_cast<int64_t>(*storage_bytes)), t.storage_elements, t.dtype);
@@ -84,26 +85,27 @@ TorchWriter::TorchWriter(const std::string& path, std::vector<Entry> entries) : 
 }
 
 void TorchWriter::BeginNext() {
-  if (open_) zip_.End();
-  open_ = false;
-  while (next_ < entries_.size() && !entries_[next_].same_as.empty()) next_++;
-  if (next_ == entries_.size()) return;
-  zip_.Begin("archive/data/" + std::to_string(next_));
-  due_ = *StoredBytes(entries_[next_].shape, SizeOf(entries_[next_].dtype));
-  next_++;
-  open_ = true;
+  while (due_ == 0) {
+    if (open_) zip_.End();
+    open_ = false;
+    while (next_ < entries_.size() && !entries_[next_].same_as.empty()) next_++;
+    if (next_ == entries_.size()) return;
+    zip_.Begin("archive/data/" + std::to_string(next_));
+    open_ = true;
+    due_ = *StoredBytes(entries_[next_].shape, SizeOf(entries_[next_].dtype));
+    next_++;
+  }
 }
 
 void TorchWriter::Write(const void* data, size_t bytes) {
-  if (due_ == 0) BeginNext();
   CHECK_MSG(bytes <= due_, "{} bytes more than announced", bytes - due_);
   zip_.Write(data, bytes);
   due_ -= bytes;
+  BeginNext();
 }
 
 void TorchWriter::Commit() {
-  if (due_ == 0) BeginNext();
-  CHECK_MSG(!open_ && due_ == 0, "{} announced bytes did not come", due_);
+  CHECK_MSG(!open_, "{} announced bytes did not come", due_);
   zip_.Add("archive/version", "3\n");
   zip_.Commit();
 }

@@ -33,7 +33,7 @@ class TorchWriter {
   void Commit();  // nothing is under `path` before
 
  private:
-  void BeginNext();
+  void BeginNext();  // ends what is complete
 
   std::vector<Entry> entries_;
   ZipWriter zip_;
