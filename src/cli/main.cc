@@ -28,6 +28,9 @@ void Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(kExamples);
   AddRun(app);
+  AddInfo(app);
+  AddEval(app);
+  AddVerify(app);
   AddConvert(app);
   AddTokenize(app);
   try {

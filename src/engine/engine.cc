@@ -19,9 +19,6 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Rows of a prompt that go through the model at a time: enough for the matrix products to be bound by arithmetic, few enough for a small workspace.
-constexpr int64_t kPrefillRows = 256;
-
 bool HasAttention(const Config& config) { return config.Count(BlockKind::kAttention) > 0; }
 
 // The tokenizer's own end; the config's list where the tokenizer knows none, or where the list has that one and more. (Bamba-9B's config names an id that is an

@@ -9,6 +9,9 @@
 
 namespace bamba {
 
+// Rows of a prompt that go through the model at a time: enough for the matrix products to be bound by arithmetic, few enough for a small workspace.
+inline constexpr int64_t kPrefillRows = 256;
+
 // What running a model takes of the machine's memory, in bytes, known before any of it is taken. Sums stop at INT64_MAX.
 struct MemoryPlan {
   int64_t weights = 0;  // as they lie in their files: mapped, and needed as a whole for every token

@@ -1,0 +1,179 @@
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "base/terminal.h"
+#include "base/units.h"
+#include "cli/default_model.h"
+#include "cli/verbs.h"
+#include "engine/plan.h"
+#include "engine/runtime.h"
+#include "eval/hidden_states.h"
+#include "eval/perplexity.h"
+#include "eval/reference.h"
+#include "io/checkpoint.h"
+#include "io/safetensors.h"
+#include "text/tokenizer.h"
+
+namespace bamba::cli {
+namespace {
+
+constexpr int64_t kLogitRows = 64;  // of a long row's logits, at a time
+
+// --- eval perplexity
+
+struct PerplexityFlags {
+  std::string model, file;
+  PerplexityOptions options;
+  int64_t stride = 0;  // 0: the window
+  int threads = AvailableCores();
+  bool json = false;
+};
+
+void PrintPerplexity(const PerplexityFlags& flags, const PerplexityResult& r, double seconds) {
+  if (flags.json) {
+    const boost::json::object out = {{"nll_per_token", r.nll_per_token}, {"perplexity", r.perplexity}, {"perplexity_se", r.perplexity_se},
+                                     {"bits_per_byte", r.bits_per_byte}, {"tokens", r.tokens},         {"windows", r.windows}};
+    WriteAll(kStandardOutput, boost::json::serialize(out) + "\n");
+    return;
+  }
+  WriteAll(kStandardOutput,
+           fmt::format("perplexity     {:.4f} ± {:.4f}\nnats per token {:.6f}\nbits per byte  {:.4f}\ntokens         {} in {} windows of {} (stride {})\n",
+                       r.perplexity, r.perplexity_se, r.nll_per_token, r.bits_per_byte, Thousands(r.tokens), Thousands(r.windows),
+                       Thousands(flags.options.window), Thousands(flags.options.stride)));
+  WriteAll(kStandardError, fmt::format(" {} · {} tok/s\n", HumanSeconds(seconds), HumanCount(static_cast<double>(r.windows * flags.options.window) / seconds)));
+}
+
+void RunPerplexity(PerplexityFlags flags) {
+  PerplexityOptions& options = flags.options;
+  options.stride = flags.stride > 0 ? flags.stride : options.window;
+  if (options.stride > options.window)
+    throw UsageError("--stride {} is more than --window {}: tokens between windows would not be scored", options.stride, options.window);
+  if (flags.model.empty()) flags.model = DefaultModel();
+  const std::string text = ReadFile(flags.file);
+  const Tokenizer tokenizer = Tokenizer::Load(flags.model);
+  const Model model = LoadModel(flags.model);
+  const std::vector<int32_t> tokens = tokenizer.Encode(text);
+  std::vector<int32_t> bytes;
+  for (int32_t id : tokens) bytes.push_back(static_cast<int32_t>(tokenizer.TokenBytes(id).size()));
+  for (int32_t id : tokens)
+    if (id >= model.config.vocab)
+      throw Error("{}: the tokenizer gives id {}; expected ids below the model's vocabulary of {}", flags.model, id, model.config.vocab);
+
+  const int64_t rows = std::min<int64_t>(options.window, std::max<int64_t>(1, static_cast<int64_t>(tokens.size()) - 1));
+  const size_t workspace =
+      MeasureWorkspace([&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.Temp({rows})); });
+  CheckFits(PlanMemory(model, {.slots = 0}, workspace), AvailableMemory(), flags.model);
+  Runtime runtime(flags.threads, workspace);
+  CatchInterrupts();
+  const int64_t windows = WindowCount(static_cast<int64_t>(tokens.size()), options);
+  const auto start = std::chrono::steady_clock::now();
+  auto progress = std::make_unique<Progress>("perplexity", windows * rows, "tok");
+  const PerplexityResult result = Perplexity(runtime.context(), model, tokens, bytes, options, [&](const PerplexityResult& so_far) {
+    progress->Note(fmt::format("{:.3f}", so_far.perplexity));
+    progress->Advance(so_far.windows * rows);
+    return InterruptSignal() == 0;
+  });
+  progress.reset();
+  options.window = rows;
+  if (result.windows < windows) WriteAll(kStandardError, fmt::format("bamba: interrupted after {} of {} windows\n", result.windows, windows));
+  PrintPerplexity(flags, result, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+}
+
+void AddPerplexity(CLI::App& eval) {
+  auto flags = std::make_shared<PerplexityFlags>();
+  CLI::App* verb = eval.add_subcommand("perplexity", "How well a model predicts a text");
+  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
+  verb->add_option("-f,--file", flags->file, "The text; - is standard input")->required();
+  verb->add_option("--window", flags->options.window, "Tokens a window reads, each from the empty state")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->capture_default_str();
+  verb->add_option("--stride", flags->stride,
+                   "Tokens between windows; less than the window: each token but the first window's is scored with at least window − stride before it "
+                   "(default: the window)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  verb->add_option("-t,--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  verb->add_flag("--json", flags->json, "One JSON object: nll_per_token, perplexity, perplexity_se, bits_per_byte, tokens, windows");
+  verb->footer("\nexample: bamba eval perplexity models/mini -f book.txt --window 1024 --max-windows 64");
+  verb->callback([flags] { RunPerplexity(*flags); });
+}
+
+// --- eval logits
+
+struct LogitsFlags {
+  std::string model, ids, out;
+  bool hidden = false;
+  int threads = AvailableCores();
+};
+
+void RunLogits(LogitsFlags flags) {
+  if (flags.model.empty()) flags.model = DefaultModel();
+  const Model model = LoadModel(flags.model);
+  const Config& c = model.config;
+  const auto inputs = ReadTokenRows(SafetensorsFile(flags.ids), "input_ids", c.vocab);
+  const int64_t batch = static_cast<int64_t>(inputs.size()), length = static_cast<int64_t>(inputs[0].size());
+  const size_t workspace = MeasureWorkspace([&](Context& ctx) {
+    Frame frame(ctx);
+    States stateless;
+    Tensor hidden = ctx.Temp({length, c.dim}), logits = ctx.Temp({std::min(length, kLogitRows), c.vocab});
+    Forward(ctx, c, model.weights, StatelessBatch(inputs[0]), stateless, hidden);
+    Logits(ctx, c, model.weights, hidden.Rows(0, logits.rows()), logits);
+  });
+  MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace);
+  plan.workspace += (flags.hidden ? batch : 1) * length * c.dim * (c.layers() + 1) * static_cast<int64_t>(sizeof(float));
+  CheckFits(plan, AvailableMemory(), flags.model);
+  Runtime runtime(flags.threads, workspace);
+  Context& ctx = runtime.context();
+
+  std::vector<SafetensorsWriter::Entry> entries = {{"logits", Dtype::kF32, {batch, length, c.vocab}}};
+  for (int64_t i = 0; flags.hidden && i <= c.layers(); i++) entries.push_back({fmt::format("hidden.{}", i), Dtype::kF32, {batch, length, c.dim}});
+  SafetensorsWriter writer(flags.out, entries);
+  CatchInterrupts();
+  Progress progress("logits", batch * length, "tok");
+  std::vector<HiddenStates> kept;
+  for (size_t b = 0; b < inputs.size(); b++) {
+    HiddenStates states = ForwardHiddenStates(ctx, model, inputs[b]);
+    for (int64_t t = 0; t < length; t += kLogitRows) {
+      Frame frame(ctx);
+      const int64_t rows = std::min(kLogitRows, length - t);
+      Tensor logits = ctx.Temp({rows, c.vocab});
+      Logits(ctx, c, model.weights, states.states.back().Rows(t, rows), logits);
+      writer.Write(logits.data(), logits.bytes());
+      if (InterruptSignal()) throw Error("interrupted; {} was not written", flags.out);
+    }
+    if (flags.hidden) kept.push_back(std::move(states));
+    progress.Advance(static_cast<int64_t>(b + 1) * length);
+  }
+  for (size_t i = 1; i < entries.size(); i++)
+    for (const HiddenStates& s : kept) writer.Write(s.states[i - 1].data(), s.states[i - 1].bytes());
+  writer.Commit();
+}
+
+void AddLogits(CLI::App& eval) {
+  auto flags = std::make_shared<LogitsFlags>();
+  CLI::App* verb = eval.add_subcommand("logits", "Logits of given tokens, written to a file");
+  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
+  verb->add_option("--ids", flags->ids, "safetensors with input_ids [B, T]; each row starts from the empty state")->required();
+  verb->add_option("-o,--out", flags->out, "safetensors to write: logits [B, T, vocab], f32")->required();
+  verb->add_flag("--hidden", flags->hidden, "Also hidden.i [B, T, dim]: 0 the embedding, i before layer i, the last one after the final norm");
+  verb->add_option("-t,--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  verb->footer("\nexample: bamba eval logits models/mini --ids ids.safetensors -o out.safetensors --hidden");
+  verb->callback([flags] { RunLogits(*flags); });
+}
+
+}  // namespace
+
+void AddEval(CLI::App& app) {
+  CLI::App* eval = app.add_subcommand("eval", "Measure a model: perplexity, logits");
+  eval->require_subcommand(1);
+  AddPerplexity(*eval);
+  AddLogits(*eval);
+}
+
+}  // namespace bamba::cli

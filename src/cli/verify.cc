@@ -1,0 +1,156 @@
+#include <cmath>
+#include <filesystem>
+#include <memory>
+
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "base/memory.h"
+#include "base/terminal.h"
+#include "base/units.h"
+#include "cli/default_model.h"
+#include "cli/verbs.h"
+#include "engine/engine.h"
+#include "engine/plan.h"
+#include "engine/runtime.h"
+#include "eval/reference.h"
+#include "io/checkpoint.h"
+#include "io/json.h"
+#include "model/params.h"
+
+namespace bamba::cli {
+namespace {
+
+struct Flags {
+  std::string model, reference;
+  double atol = 2e-5, grad_rtol = 1e-4;
+  int threads = AvailableCores();
+};
+
+constexpr double kLossTolerance = 1e-5;
+
+// Prints a line per check and remembers failures.
+class Checks {
+ public:
+  void Line(const std::string& what, bool passed, const std::string& detail) {
+    WriteAll(kStandardOutput, fmt::format("{:<10} {:<6} {}\n", what, passed ? "ok" : "FAILED", detail));
+    count_++, failed_ += !passed;
+  }
+  void Bound(const std::string& what, double error, double bound, const std::string& detail) {
+    Line(what, error <= bound, fmt::format("{:.2e} of {:.0e} allowed{}{}", error, bound, detail.empty() ? "" : ": ", detail));
+  }
+  void ThrowIfFailed() const {
+    if (failed_) throw Error("{} of {} checks failed", failed_, count_);
+  }
+
+ private:
+  int count_ = 0, failed_ = 0;
+};
+
+// Index of the first number that is not finite, or -1.
+int64_t FirstNonFinite(const Tensor& t) {
+  constexpr int64_t kPiece = 4096;
+  float numbers[kPiece];
+  for (int64_t begin = 0; begin < t.size(); begin += kPiece) {
+    const int64_t n = std::min(kPiece, t.size() - begin);
+    Convert(static_cast<const char*>(t.data()) + static_cast<size_t>(begin) * SizeOf(t.dtype()), t.dtype(), numbers, Dtype::kF32, static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; i++)
+      if (!std::isfinite(numbers[i])) return begin + i;
+  }
+  return -1;
+}
+
+void CheckWeights(Model& model, Checks& checks) {
+  int64_t tensors = 0, numbers = 0, bad = 0;
+  for (const Param& p : Parameters(model.config, model.weights)) {
+    const int64_t at = FirstNonFinite(*p.tensor);
+    if (at >= 0) checks.Line("weights", false, fmt::format("'{}' {} holds a number that is not finite at element {}", p.name, p.tensor->ShapeString(), at));
+    tensors++, numbers += p.size(), bad += at >= 0;
+  }
+  if (bad == 0) checks.Line("weights", true, fmt::format("{} tensors, {} numbers, all finite", tensors, HumanCount(static_cast<double>(numbers))));
+}
+
+// The loss that goldens.json beside the reference names.
+std::optional<double> ReferenceLoss(const std::string& reference) {
+  const std::string path = (std::filesystem::path(reference).parent_path() / "goldens.json").string();
+  if (!std::filesystem::exists(path)) return std::nullopt;
+  const json::value parsed = ParseJson(ReadFile(path), path);
+  if (!parsed.is_object()) throw Error("{}: is no JSON object; expected {{\"loss\": …}}", path);
+  return JsonKeys(parsed.as_object(), path).Number("loss");
+}
+
+void CheckAgainst(const Model& model, const Flags& flags, Checks& checks) {
+  const SafetensorsFile file(flags.reference);
+  const Config& c = model.config;
+  const auto inputs = ReadTokenRows(file, "input_ids", c.vocab);
+  const size_t workspace = MeasureWorkspace([&](Context& ctx) {
+    Weights gradients = EmptyWeights(c);
+    ForwardBackward(ctx, model, inputs[0], std::vector<int32_t>(inputs[0].size(), 0), 1, ctx.Temp({static_cast<int64_t>(inputs[0].size())}), gradients);
+  });
+  MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace);
+  plan.workspace += ParameterCount(c) * static_cast<int64_t>(sizeof(float));
+  CheckFits(plan, AvailableMemory(), flags.model);
+  Runtime runtime(flags.threads, workspace);
+  const ReferenceErrors errors = CompareWithReference(runtime.context(), model, file, ReferenceLoss(flags.reference));
+
+  if (errors.logits) checks.Bound("logits", *errors.logits, flags.atol, "");
+  if (errors.hidden) checks.Bound("hidden", *errors.hidden, flags.atol, errors.worst_hidden);
+  if (errors.loss && errors.reference_loss)
+    checks.Bound("loss", std::abs(*errors.loss - *errors.reference_loss), kLossTolerance,
+                 fmt::format("{:.7f}, reference {:.7f}", *errors.loss, *errors.reference_loss));
+  if (errors.gradient)
+    checks.Bound("gradients", *errors.gradient, flags.grad_rtol, fmt::format("{} tensors, worst {}", errors.gradients, errors.worst_gradient));
+  for (const std::string& name : errors.missing_gradients)
+    if (errors.gradients > 0) checks.Line("gradients", false, fmt::format("the reference has no grad.{}", name));
+}
+
+void CheckGreedy(const Model& model, const Flags& flags, Checks& checks) {
+  const auto references = ReadGreedyReferences(SafetensorsFile(flags.reference), model.config.vocab);
+  int64_t longest = 1;
+  for (const GreedyReference& r : references) longest = std::max(longest, static_cast<int64_t>(r.prompt.size() + r.continuation.size()));
+  if (references.empty()) return;
+  Engine engine(model, nullptr, {.name = flags.model, .threads = flags.threads, .context = longest});
+  for (const GreedyReference& r : references) {
+    const Generation ours =
+        engine.Generate({.prompt = r.prompt, .max_tokens = static_cast<int64_t>(r.continuation.size()), .ignore_eos = true}, [](std::string_view) {});
+    const auto [at, reference_at] = std::mismatch(ours.tokens.begin(), ours.tokens.end(), r.continuation.begin(), r.continuation.end());
+    const bool equal = at == ours.tokens.end() && reference_at == r.continuation.end();
+    checks.Line("greedy", equal,
+                fmt::format("{}: {} tokens after {}{}", r.name, r.continuation.size(), r.prompt.size(),
+                            equal ? "" : fmt::format("; differs from token {} on", reference_at - r.continuation.begin())));
+  }
+}
+
+void RunVerify(Flags flags) {
+  if (flags.model.empty()) flags.model = DefaultModel();
+  Model model = LoadModel(flags.model);
+  Checks checks;
+  CheckWeights(model, checks);
+  if (!flags.reference.empty()) {
+    CheckAgainst(model, flags, checks);
+    CheckGreedy(model, flags, checks);
+  }
+  checks.ThrowIfFailed();
+}
+
+}  // namespace
+
+void AddVerify(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = app.add_subcommand("verify", "Prove on this machine that a model computes what it should");
+  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
+  verb->add_option("--against", flags->reference,
+                   "safetensors with what another implementation computed: input_ids [B, T] and any of logits, hidden.i, labels and grad.NAME, "
+                   "generate.greedy; the loss is read "
+                   "from goldens.json beside it");
+  verb->add_option("--atol", flags->atol, "Largest absolute error allowed of a logit or hidden state")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb->add_option("--grad-rtol", flags->grad_rtol, "Largest error allowed of a gradient, ‖g − g_ref‖ / ‖g_ref‖ of each tensor")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  verb->add_option("-t,--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  verb->footer(
+      "\nWithout --against only the weights are looked at: all must be finite. Exit code 1 where a check fails.\n"
+      "example: bamba verify tests/data/goldens/tiny-a --against tests/data/goldens/tiny-a/goldens.safetensors");
+  verb->callback([flags] { RunVerify(*flags); });
+}
+
+}  // namespace bamba::cli
