@@ -9,6 +9,7 @@
 
 #include "io/checkpoint.h"
 #include "io/safetensors.h"
+#include "tests/support/bounds.h"
 #include "tests/support/device.h"
 #include "tests/support/random_model.h"
 
@@ -17,11 +18,9 @@ namespace {
 
 const std::string kData = BAMBA_SOURCE_DIR "/tests/data/";
 
-// transformers computed in fp32 and agrees with an independent float64 model to 1.5e-6 in logits of about 5; hidden states are as large. Gradients gather such
-// errors over all tokens and layers, relative to their tensor's norm.
-constexpr double kFloatBound = 2e-5, kFloatLossBound = 1e-5, kFloatGradientBound = 1e-4;
-// Two implementations in double differ by rounding alone.
-constexpr double kDoubleBound = 1e-10;
+// Against goldens in fp32, which agree with an independent float64 model to 1.5e-6 in logits of about 5. Gradients gather such errors over all tokens and
+// layers.
+constexpr double kGoldenActivations = 2e-5, kGoldenLoss = 1e-5, kGoldenGradients = 1e-4;
 
 std::vector<int32_t> Ids(const Tensor& t) { return {t.as<int64_t>(), t.as<int64_t>() + t.size()}; }
 
@@ -67,7 +66,7 @@ TEST_P(GoldenTest, HiddenStatesAndLogits) {
   for (int64_t row = 0; row < ids.rows(); row++) {
     int checked = 0;
     const auto expect_hidden = [&](int64_t i, const Tensor& ours) {
-      EXPECT_LE(LargestError(ours, goldens.Get("hidden." + std::to_string(i), Dtype::kF32).At(row)), kFloatBound) << "hidden." << i << " of row " << row;
+      EXPECT_LE(LargestError(ours, goldens.Get("hidden." + std::to_string(i), Dtype::kF32).At(row)), kGoldenActivations) << "hidden." << i << " of row " << row;
       checked++;
     };
     // hidden.i: the residual stream after i layers; the last one after the final norm.
@@ -80,7 +79,7 @@ TEST_P(GoldenTest, HiddenStatesAndLogits) {
     reference.device.ctx.observer = nullptr;
     expect_hidden(layers, hidden);
     EXPECT_EQ(checked, layers + 1);
-    EXPECT_LE(LargestError(reference.LogitsOf(hidden), goldens.Get("logits", Dtype::kF32).At(row)), kFloatBound) << "row " << row;
+    EXPECT_LE(LargestError(reference.LogitsOf(hidden), goldens.Get("logits", Dtype::kF32).At(row)), kGoldenActivations) << "row " << row;
   }
 }
 
@@ -115,14 +114,14 @@ TEST_P(GoldenTest, LossAndGradients) {
   json << file.rdbuf();
   const std::string key = "\"loss\": ";
   ASSERT_NE(json.str().find(key), std::string::npos);
-  EXPECT_NEAR(loss, std::stod(json.str().substr(json.str().find(key) + key.size())), kFloatLossBound);
+  EXPECT_NEAR(loss, std::stod(json.str().substr(json.str().find(key) + key.size())), kGoldenLoss);
 
   for (const Param& p : Parameters(grads.config, grads.weights)) {
     const float* golden = goldens.Get("grad." + p.name, Dtype::kF32).as<float>();
     const double* ours = p.tensor->as<double>();
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < p.size(); i++) difference += (ours[i] - golden[i]) * (ours[i] - golden[i]), norm += ours[i] * ours[i];
-    EXPECT_LE(std::sqrt(difference), kFloatGradientBound * std::sqrt(norm)) << p.name;
+    EXPECT_LE(std::sqrt(difference), kGoldenGradients * std::sqrt(norm)) << p.name;
   }
 }
 

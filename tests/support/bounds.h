@@ -7,6 +7,11 @@ namespace bamba {
 
 inline constexpr double kEps32 = 0x1p-24;  // unit roundoff of f32: |round(x) − x| ≤ kEps32 |x|
 
+// Two evaluations of one function in double, of at most some 10⁵ operations a number: a backward pass and the complex step, of which neither subtracts nearby
+// numbers, relative to the largest gradient element of the tensor; logits of about 5 by two implementations, absolute. Rounding alone, 2⁻⁵³ · √10⁵ of it, stays
+// four orders below.
+inline constexpr double kGradientBound = 1e-10, kDoubleBound = 1e-10;
+
 // fp32 rounding of a K-term dot product summed in any order: each of the K products and K sums errs by at most kEps32 relative to a partial sum, and every
 // partial sum is at most ‖x‖‖w‖ (Cauchy-Schwarz).
 inline double DotBound(double norm_x, double norm_w, double k) { return 2 * k * kEps32 * norm_x * norm_w; }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/bounds.h"
 #include "tests/support/device.h"
 
 // Judges a hand-written backward pass by the complex step on the reference device: Im f(x + ih v) / h is the derivative of f along v, exact to rounding.
@@ -56,9 +57,6 @@ inline Sampling GradientSampling() { return FullTests() ? Sampling{8, 64} : Samp
 
 // The arguments are complex copies of the variables, contiguous. Called by several threads at once, each with its own Context.
 using ComplexFunction = std::function<std::complex<double>(Context& ctx, const Tensors& arguments)>;
-
-// Derivatives are exact to rounding on both sides, so this bound is generous to the order of summation and to nothing else.
-inline constexpr double kGradientBound = 1e-10;
 
 // The complex step's derivatives of one function.
 class ComplexStep {

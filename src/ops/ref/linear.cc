@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/op_table.h"
 #include "ops/ref/number.h"
 
