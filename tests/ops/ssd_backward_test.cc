@@ -3,6 +3,8 @@
 #include <limits>
 #include <map>
 
+#include <fmt/format.h>
+
 #include "ops/ops.h"
 #include "tests/support/bounds.h"
 #include "tests/support/ssd_recurrence.h"
@@ -128,7 +130,7 @@ TEST_F(ScanBackwardTest, RandomShapes) {
   for (const auto& [name, errors] : errors_) {
     const double ours = std::sqrt(errors.ours / static_cast<double>(errors.count)), naive = std::sqrt(errors.naive / static_cast<double>(errors.count));
     EXPECT_LE(ours, 2 * naive) << name << ": relative error, root mean square of " << errors.count;
-    RecordProperty(name, std::to_string(ours) + " against " + std::to_string(naive));
+    RecordProperty(name, fmt::format("{:.2e} against {:.2e}", ours, naive));
   }
 }
 

@@ -66,4 +66,8 @@ inline double ScanBackwardBound(const SsdShape& shape, int64_t rows) {
 // most 10⁶ products of operands up to 2) make at most 10¹⁴ of it.
 inline constexpr double kScanUnderflow = 1.2e-38 * 1e14;
 
+// Against the goldens, which another implementation computed in fp32 too: logits and hidden states, absolute (both sides are within 1.5e-6 of float64 where the
+// goldens were made; a tenth of this would meet their own rounding); the loss; and each gradient, relative to its tensor's norm.
+inline constexpr double kGoldenActivations = 2e-5, kGoldenLoss = 1e-5, kGoldenGradients = 1e-4;
+
 }  // namespace bamba

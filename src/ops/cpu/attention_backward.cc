@@ -9,6 +9,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/attention_backward.cc"
 #include "hwy/foreach_target.h"
+#include "ops/cpu/activations-inl.h"
 #include "ops/cpu/attention_backward.h"
 #include "ops/cpu/small_matmul-inl.h"
 #include "ops/op_table.h"
@@ -42,7 +43,7 @@ struct RunningSoftmax {
 // the first of them stands `ahead` positions after the first key. What earlier tiles gave has to be multiplied by `shrink`.
 void AddKeys(const AttentionHead& head, int64_t keys, int64_t ahead, int64_t n, const float* delta, const float* products, float* scores,
              RunningSoftmax& softmax) {
-  const Vec none = Set(-std::numeric_limits<float>::infinity()), scale = Set(head.scale);
+  const Vec none = Set(-kInfinity), scale = Set(head.scale);
   ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
     const Vec query = hn::Iota(F32(), static_cast<float>(ahead + i)), old_top = lanes.Load(softmax.top + i);
     Vec top = old_top, sum = hn::Zero(F32());
@@ -52,11 +53,11 @@ void AddKeys(const AttentionHead& head, int64_t keys, int64_t ahead, int64_t n, 
       top = hn::Max(top, score);
     }
     for (int64_t s = 0; s < keys; s++) {
-      const Vec e = hn::Exp(F32(), hn::Sub(lanes.Load(scores + s * kTile + i), top));
+      const Vec e = Exp(hn::Sub(lanes.Load(scores + s * kTile + i), top));
       sum = hn::Add(sum, e);
       lanes.Store(hn::Mul(e, hn::Sub(lanes.Load(products + s * kTile + i), lanes.Load(delta + i))), scores + s * kTile + i);
     }
-    const Vec shrink = hn::Exp(F32(), hn::Sub(old_top, top));
+    const Vec shrink = Exp(hn::Sub(old_top, top));
     lanes.Store(shrink, softmax.shrink + i);
     lanes.Store(top, softmax.top + i);
     lanes.Store(hn::MulAdd(lanes.Load(softmax.sum + i), shrink, sum), softmax.sum + i);
@@ -102,7 +103,7 @@ void KeyTile(const AttentionHead& head, int64_t begin, int64_t n, AttentionScrat
       float *p = scores + t * kTile, *ds = products + t * kTile;
       const Vec scale = Set(head.scale), lse = Set(head.lse[query + t]), delta = Set(head.delta[query + t]), last = Set(static_cast<double>(query + t - begin));
       ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
-        const Vec e = hn::Exp(F32(), hn::MulSub(scale, lanes.Load(p + i), lse));
+        const Vec e = Exp(hn::MulSub(scale, lanes.Load(p + i), lse));
         const Vec probability = hn::IfThenElseZero(hn::Le(hn::Iota(F32(), static_cast<float>(i)), last), e);
         lanes.Store(probability, p + i);
         lanes.Store(hn::Mul(hn::Mul(scale, probability), hn::Sub(lanes.Load(ds + i), delta)), ds + i);

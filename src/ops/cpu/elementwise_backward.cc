@@ -4,7 +4,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/elementwise_backward.cc"
 #include "hwy/foreach_target.h"
-#include "ops/cpu/lanes-inl.h"
+#include "ops/cpu/activations-inl.h"
 #include "ops/op_table.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,10 +22,10 @@ void SwiGluRow(const float* gate, const float* up, const float* dy, float* dgate
 
 // to = scale · softmax(logits); may be in place.
 void SoftmaxRow(const float* logits, float scale, float* to, int64_t n) {
-  const Vec top = Set(*std::max_element(logits, logits + n));
+  const Vec top = Set(MaxOf(logits, n));
   Vec sum = hn::Zero(F32());
   ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
-    const Vec e = hn::Exp(F32(), hn::Sub(lanes.Load(logits + i), top));
+    const Vec e = Exp(hn::Sub(lanes.Load(logits + i), top));
     lanes.Store(e, to + i);
     sum = hn::Add(sum, lanes.Keep(e));
   });
