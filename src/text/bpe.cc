@@ -52,7 +52,7 @@ void Bpe::ReadOptions(const JsonField& model) {
 }
 
 void Bpe::AddMerges(const TokenizerJson& file) {
-  table_.resize(std::bit_ceil(2 * file.merges.size() + 1));
+  table_.resize(std::bit_ceil(file.merges.size() + file.merges.size() / 3 + 1));
   std::string bytes, one;
   for (uint32_t rank = 0; rank < file.merges.size(); ++rank) {
     const TokenizerJson::Merge& m = file.merges[rank];

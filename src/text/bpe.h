@@ -50,7 +50,7 @@ class Bpe {
   bool ignore_merges_ = false;  // a piece that is a token is that token, whatever the merges make of it
   size_t longest_token_ = 0;    // bytes
   std::array<int32_t, 256> byte_ids_;
-  std::vector<Slot> table_;        // open addressing, at most half full
+  std::vector<Slot> table_;        // open addressing, at most three quarters full
   std::vector<Merge> byte_pairs_;  // [256 * 256] by bytes: the first merges of every piece, without hashing
 };
 

@@ -57,7 +57,7 @@ std::string Translate(std::string_view pattern, const std::string& where) {
       refuse("an intersection of classes (&&)");
     } else if (brackets == 0 && pattern.starts_with("}+")) {
       refuse("a + after a counted repetition");
-    } else if (brackets == 0 && pattern.starts_with("(?m")) {
+    } else if (brackets == 0 && pattern.starts_with("(?") && pattern.find_first_not_of("imsxn-", 2) > pattern.find('m', 2)) {
       refuse("the option (?m), which means different things");
     }
     out += pattern.substr(0, length);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 namespace bamba {
 namespace {
@@ -19,6 +20,18 @@ TEST(VectorsTest, Small8k) {
   const std::string dir = BAMBA_SOURCE_DIR "/tests/data/small-8k";
   ExpectExact(dir, dir + "/vectors.jsonl", 504, 2520);
   ExpectExact(dir, dir + "/decode_vectors.jsonl", 450, 900);
+}
+
+// Small tokenizers that use every kind of pre-tokenizer, behaviour, added-token flag and post-processor: see tools/make_tokenizer_vectors.py.
+TEST(VectorsTest, EveryPartOfTheFormat) {
+  int tokenizers = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(BAMBA_SOURCE_DIR "/tests/data/tokenizers")) {
+    if (entry.path().extension() != ".json") continue;
+    SCOPED_TRACE(entry.path().filename());
+    ExpectExact(entry.path(), entry.path().string() + "l", 40, 200);
+    ++tokenizers;
+  }
+  EXPECT_EQ(tokenizers, 15);
 }
 
 TEST(VectorsTest, Llama3InBothNotations) {
