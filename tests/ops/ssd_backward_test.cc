@@ -87,10 +87,10 @@ class ScanBackwardTest : public testing::Test {
   }
 
   void Compare(const Twin& twin, const std::vector<double>& size, const std::vector<float>& naive, const double* before, double bound) {
-    ExpectNear(twin, [&](int64_t i) { return bound * (size[i] + (before ? std::abs(before[i]) : 0)) + kScanUnderflow; });
+    ExpectNearEach(twin, [&](int64_t i) { return bound * (size[i] + (before ? std::abs(before[i]) : 0)) + kScanBackwardUnderflow; });
     Errors& errors = errors_[twin.name];
     for (int64_t i = 0; i < twin.size(); i++) {
-      if (size[i] < kScanUnderflow / kEps32) continue;
+      if (size[i] < kScanBackwardUnderflow / kEps32) continue;
       const double base = before ? before[i] : 0, scale = size[i] + std::abs(base);
       errors.ours += std::pow((Element<float>(twin.cpu, i) - twin[i]) / scale, 2);
       errors.naive += std::pow((static_cast<double>(naive[i]) + base - twin[i]) / scale, 2);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cmath>
+
 #include "ops/ops.h"
 
 // Every tolerance of the tests, each with its derivation. None is tuned: a bound that a correct implementation breaks is derived anew, not widened.
@@ -54,6 +56,34 @@ inline double ScanBound(double raw, double chunks, double state, double magnitud
   return (raw + 6 + 104 * (raw + 41) + chunks * (3 + 33) + 2 * state + 33 + 4) * kEps32 * magnitude + kTiny32 * undecayed;
 }
 
+// A sum of terms whose absolute values add up to `size`, where a term meets at most n roundings of sums and 4 of its own.
+inline double SumBound(double n, double size) { return (n + 4) * kEps32 * size; }
+
+// Roundings in σ(x) or silu'(x): those of exp (2), 1 + e, two quotients or products, and the sum 1 + x (1 − σ(x)), whose terms may cancel: relative to max(1,
+// |x|).
+inline constexpr double kActivationRoundings = 16;
+
+// Backward of a norm over n elements: dx = r (g − x r² Σ g x / n) with |g_i| ≤ g and r ≤ the given. ‖x‖ r ≤ √n, so both terms are at most √n r g; the sums in r
+// and Σ g x err by n roundings each, r³ triples its own half, and some 8 products follow.
+inline double NormBackwardBound(double n, double r, double g) { return (2.5 * n + 12) * kEps32 * 2 * std::sqrt(n) * r * g; }
+
+// Backward of attention over at most `rows` keys of one query and queries of one key, for each of heads / kv_heads heads; q, k, v, dy: the largest elements.
+struct AttentionBackwardBounds {
+  double dq, dk, dv;
+  AttentionBackwardBounds(const AttentionShape& shape, int64_t rows, double q, double k, double v, double dy) {
+    const auto dim = static_cast<double>(shape.head_dim), n = static_cast<double>(rows), queries = n * static_cast<double>(shape.heads / shape.kv_heads);
+    const double score = shape.scale * dim * q * k, score_error = DotBound(q * std::sqrt(dim), k * std::sqrt(dim), dim) * shape.scale + 2 * kEps32 * score;
+    // A probability is exp of a difference of two scores, of which one is a log of a sum of n; rescaling it from tile to tile rounds once each.
+    const double p_error = 2 * score_error + (2 * score + 2 * n + 16) * kEps32;
+    // dy·v − delta: two dot products of dim terms, delta with a y rounded to f32 that is itself at most v.
+    const double ds = 2 * dim * dy * v, ds_error = 2 * DotBound(dy * std::sqrt(dim), v * std::sqrt(dim), dim + 1);
+    // Probabilities of a query sum to 1; those of a key over its queries to at most their number.
+    dq = shape.scale * k * (ds_error + ds * (p_error + (n + 4) * kEps32));
+    dk = shape.scale * q * queries * (ds_error + ds * (p_error + (queries + 4) * kEps32));
+    dv = dy * queries * (p_error + (queries + 4) * kEps32);
+  }
+};
+
 // Backward of the scan over `rows` tokens, relative to the sum of the absolute values of an element's terms (ScanRecurrence with magnitudes). A term is a
 // product of a few factors and passes at most 2 (head_dim + state + rows + heads) roundings of sums. Its decay exp(−e) errs by e times the error of e, which is
 // a sum of at most kSsdChunk products of a rounded dt (6 roundings, and |raw| ≤ 104 of them where dt = exp(raw) is small); beyond e = 104 the decay is 0 in
@@ -64,7 +94,7 @@ inline double ScanBackwardBound(const SsdShape& shape, int64_t rows) {
 }
 // A factor below the smallest normal float errs by at most that float, whatever its size; the other factors of a term of the scan (steps up to 10⁴, sums of at
 // most 10⁶ products of operands up to 2) make at most 10¹⁴ of it.
-inline constexpr double kScanUnderflow = 1.2e-38 * 1e14;
+inline constexpr double kScanBackwardUnderflow = kTiny32 * 1e14;
 
 // Against the goldens, which another implementation computed in fp32 too: logits and hidden states, absolute (both sides are within 1.5e-6 of float64 where the
 // goldens were made; a tenth of this would meet their own rounding); the loss; and each gradient, relative to its tensor's norm.

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <deque>
 #include <limits>
 #include <random>
 #include <string>
@@ -54,16 +52,17 @@ class Twins {
   // `check` looks at the results: once at each SIMD level.
   template <typename Op, typename Check>
   void Run(const Op& op, const Check& check) {
+    for (const Stored& o : outputs_) o.ref.Restore();
     Device ref(ref::kTable, Dtype::kF64, 1, size_t{1} << 26);
     op(ref.ctx);
     AtEverySimdLevel([&] {
       std::vector<char> bits;
       for (int threads : {1, 2, 3}) {
-        for (const Stored& o : outputs_) std::memcpy(o.data, o.before.data(), o.before.size());
+        for (const Stored& o : outputs_) o.cpu.Restore();
         Device cpu(cpu::kTable, Dtype::kF32, threads, size_t{1} << 26);
         op(cpu.ctx);
         std::vector<char> now;
-        for (const Stored& o : outputs_) now.insert(now.end(), o.data, o.data + o.before.size());
+        for (const Stored& o : outputs_) now.insert(now.end(), o.cpu.data, o.cpu.data + o.cpu.before.size());
         if (threads == 1) bits = now;
         EXPECT_TRUE(now == bits) << "other bits with " << threads << " threads";
       }
@@ -76,10 +75,20 @@ class Twins {
 
  private:
   static constexpr int64_t kLeft = 2, kRight = 3;  // columns beside an activation
-  struct Stored {
-    Twin twin;
+  // The memory of an output, with the padding of an activation, and what it held before the op.
+  struct Memory {
     char* data;
     std::vector<char> before;
+    explicit Memory(const Tensor& t) {
+      const int64_t size = static_cast<int64_t>(SizeOf(t.dtype())), bytes = (Padded(t) ? t.rows() * t.stride(0) : t.size()) * size;
+      data = static_cast<char*>(t.data()) - (Padded(t) ? kLeft * size : 0);
+      before.assign(data, data + bytes);
+    }
+    void Restore() const { std::copy(before.begin(), before.end(), data); }
+  };
+  struct Stored {
+    Twin twin;
+    Memory cpu, ref;
   };
 
   double Uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_); }
@@ -109,17 +118,14 @@ class Twins {
   static bool Padded(const Tensor& t) { return t.dims() == 2 && t.rows() > 0 && t.stride(0) == t.cols() + kLeft + kRight; }
 
   Twin Output(const Twin& twin) {
-    const bool padded = Padded(twin.cpu);
-    char* data = static_cast<char*>(twin.cpu.data()) - (padded ? kLeft * 4 : 0);
-    const int64_t bytes = padded ? twin.cpu.rows() * twin.cpu.stride(0) * 4 : twin.size() * 4;
-    outputs_.push_back({twin, data, {data, data + bytes}});
+    outputs_.push_back({twin, Memory(twin.cpu), Memory(twin.ref)});
     return twin;
   }
 
   static void ExpectUntouchedPadding(const Stored& o) {
     if (!Padded(o.twin.cpu)) return;
     const int64_t stride = o.twin.cpu.stride(0), columns = o.twin.cpu.cols();
-    const float* now = reinterpret_cast<const float*>(o.data);
+    const float* now = reinterpret_cast<const float*>(o.cpu.data);
     for (int64_t i = 0; i < o.twin.cpu.rows() * stride; i++) {
       const bool inside = i % stride >= kLeft && i % stride < kLeft + columns;
       ASSERT_TRUE(inside || now[i] == 0) << o.twin.name << ": wrote beside its columns";
@@ -128,16 +134,19 @@ class Twins {
 
   std::mt19937_64 random_;
   Workspace memory_;
-  std::deque<Stored> outputs_;
+  std::vector<Stored> outputs_;
 };
 
 // |cpu − ref| ≤ bound(i) for every element; NaN and infinity are beyond any bound.
 template <typename Bound>
-void ExpectNear(const Twin& twin, const Bound& bound) {
+void ExpectNearEach(const Twin& twin, const Bound& bound) {
   for (int64_t i = 0; i < twin.size(); i++) {
     const double got = Element<float>(twin.cpu, i), want = twin[i];
     ASSERT_LE(std::abs(got - want), bound(i)) << twin.name << "[" << i << "] is " << got << ", in double " << want;
   }
+}
+inline void ExpectNear(const Twin& twin, double bound) {
+  ExpectNearEach(twin, [&](int64_t) { return bound; });
 }
 
 }  // namespace bamba
