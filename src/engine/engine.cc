@@ -79,6 +79,7 @@ const char* Name(FinishReason reason) {
     case FinishReason::kLength: return "length";
     case FinishReason::kStop: return "stop";
     case FinishReason::kInterrupted: return "interrupted";
+    case FinishReason::kError: return "error";
   }
   return "?";
 }

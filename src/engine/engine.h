@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/plan.h"
+#include "engine/request.h"
 #include "engine/runtime.h"
 #include "engine/sampler.h"
 #include "engine/state_pool.h"
@@ -19,45 +20,41 @@ namespace bamba {
 struct EngineOptions {
   std::string name;  // of the model in errors: its directory
   int threads = 1;
-  int64_t context = 0;                           // tokens whose keys and values there is room for; without attention there is no such limit
+  int64_t context = 0;                           // tokens whose keys and values each sequence has room for; without attention there is no such limit
+  int32_t sequences = 1;                         // that have their state in memory at a time; the others wait
+  bool roll_back = false;                        // sequences can go back, see Session::RollBack; takes up to twice the state
+  int64_t snapshot_bytes = 0;                    // the most that Session::Snapshot keeps
   std::function<void(const std::string&)> warn;  // one line for the user; may be empty
 };
 
-struct Request {
-  std::vector<int32_t> prompt;  // as Engine::Encode gives it
-  int64_t max_tokens = 0;
-  Sampling sampling;
-  std::vector<std::string> stop;  // the text ends before the first of these
-  bool ignore_eos = false;
-  std::function<bool()> interrupted;  // asked between steps; may be empty
-};
-
-enum class FinishReason { kEos, kLength, kStop, kInterrupted };
-const char* Name(FinishReason reason);  // "eos", "length", "stop", "interrupted"
-
-struct Generation {
-  std::string text;             // without the prompt; well-formed UTF-8, without special tokens
-  std::vector<int32_t> tokens;  // that were chosen, but for one that ends a text
-  FinishReason finish = FinishReason::kLength;
-  double prompt_seconds = 0;
-  int64_t steps = 0;  // of one token after the prompt, and their time
-  double step_seconds = 0;
-};
+using RequestId = int64_t;
+using SnapshotId = int64_t;
 
 // The ids of a prompt: its text's, with what the tokenizer's template puts around it. An empty one is the token that begins a text (the tokenizer's, else the
 // config's; Error where neither knows one).
 std::vector<int32_t> EncodePrompt(const Model& model, const Tokenizer& tokenizer, std::string_view text);
 
-// A model that writes text: whoever generates does it through this. One request at a time; the same request gives the same tokens whatever came before it and
-// with any number of threads.
+// A model that writes texts: whoever generates does it through this. Many requests at a time, in batches that change from step to step; the same request gives
+// the same tokens whatever came before it, whatever else is in its batches and with any number of threads. One thread calls it.
 class Engine {
  public:
   // `model` and `tokenizer` must outlive this. Without a tokenizer (null) the text is the tokens' ids in decimal, a blank before each.
   // Throws Error where the machine's memory is too small, with the plan's numbers.
   Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions options);
 
-  // Calls `emit` with each piece of the text as soon as it is certain: whole characters, and no part of a stop string. Throws Error where the prompt has no
-  // tokens, ids outside the vocabulary or more tokens than the context, and where a logit isn't finite.
+  // Throws Error for a request that can't be begun: a prompt without tokens, with ids outside the vocabulary or with more tokens than the context, more
+  // completions than `sequences`, and sampling numbers that make no sense.
+  void Check(const Request& request) const;
+
+  // Queues a request, or throws as Check does. Requests begin in the order of their coming.
+  RequestId Submit(Request request, Listener listener);
+  // Runs one batch: admits requests that there is room for, reads a part of each prompt and adds a token to each text. False where no request is left.
+  bool Step();
+  // Ends what the request still writes: finish reason kInterrupted. Nothing for a request that is over.
+  void Cancel(RequestId id);
+
+  // One request of one completion, from beginning to end, beside those that were submitted. Throws Error as Check does, and where a logit isn't finite (a
+  // submitted request then ends with kError, and the others go on).
   Generation Generate(const Request& request, const std::function<void(std::string_view piece)>& emit);
 
   const MemoryPlan& plan() const { return plan_; }
