@@ -68,6 +68,7 @@ inline constexpr double kActivationRoundings = 16;
 inline double NormBackwardBound(double n, double r, double g) { return (2.5 * n + 12) * kEps32 * 2 * std::sqrt(n) * r * g; }
 
 // Backward of attention over at most `rows` keys of one query and queries of one key, for each of heads / kv_heads heads; q, k, v, dy: the largest elements.
+// That of dq is absolute, as the probabilities of a query sum to 1; those of dk and dv are relative to Σ_t P_ts |q_t| and Σ_t P_ts |dy_t|.
 struct AttentionBackwardBounds {
   double dq, dk, dv;
   AttentionBackwardBounds(const AttentionShape& shape, int64_t rows, double q, double k, double v, double dy) {
@@ -77,10 +78,9 @@ struct AttentionBackwardBounds {
     const double p_error = 2 * score_error + (2 * score + 2 * n + 16) * kEps32;
     // dy·v − delta: two dot products of dim terms, delta with a y rounded to f32 that is itself at most v.
     const double ds = 2 * dim * dy * v, ds_error = 2 * DotBound(dy * std::sqrt(dim), v * std::sqrt(dim), dim + 1);
-    // Probabilities of a query sum to 1; those of a key over its queries to at most their number.
     dq = shape.scale * k * (ds_error + ds * (p_error + (n + 4) * kEps32));
-    dk = shape.scale * q * queries * (ds_error + ds * (p_error + (queries + 4) * kEps32));
-    dv = dy * queries * (p_error + (queries + 4) * kEps32);
+    dk = shape.scale * (ds_error + ds * (p_error + (queries + 4) * kEps32));
+    dv = p_error + (queries + 4) * kEps32;
   }
 };
 
