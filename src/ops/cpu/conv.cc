@@ -39,10 +39,13 @@ void ConvSiluChannels(const Tensor& x, const Tensor& w, const Tensor& bias, cons
     TransposeTaps(w, first, n, begin, end, taps);
     for (int64_t t = 0; t < s.rows; t++) {
       const int64_t oldest = s.position + t - d_conv + 1;  // the token of tap 0
+      const int64_t from = std::max(begin, -oldest);
+      const float* inputs[kTaps];
+      for (int64_t k = from; k < end; k++) inputs[k - begin] = input(oldest + k);
       float* out = y.Row<float>(s.row + t) + first;
       ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
         Vec sum = lanes.Load((begin == 0 ? start : out) + i);
-        for (int64_t k = std::max(begin, -oldest); k < end; k++) sum = hn::MulAdd(lanes.Load(taps[k - begin] + i), lanes.Load(input(oldest + k) + i), sum);
+        for (int64_t k = from; k < end; k++) sum = hn::MulAdd(lanes.Load(taps[k - begin] + i), lanes.Load(inputs[k - begin] + i), sum);
         lanes.Store(end == d_conv ? Silu(sum) : sum, out + i);
       });
     }
