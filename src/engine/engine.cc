@@ -153,21 +153,22 @@ bool Engine::Prefill(const Request& request, SequenceState& sequence, const Tens
   return true;
 }
 
-int32_t Engine::Choose(Sampler& sampler, const Tensor& logits, const SequenceState& sequence) const {
+int32_t Engine::Choose(Sampler& sampler, const Tensor& logits, const SequenceState& sequence) {
   const std::span<const float> values(logits.as<float>(), static_cast<size_t>(logits.size()));
   const auto bad = std::find_if(values.begin(), values.end(), [](float x) { return !std::isfinite(x); });
   if (bad != values.end())
     throw Error("{}: the logit of token {} is {} at position {}; `bamba verify` names the tensor where that begins", options_.name, bad - values.begin(), *bad,
                 sequence.position - 1);
-  return sampler.Sample(values, static_cast<uint64_t>(sequence.position));
+  return sampler.Sample(values, static_cast<uint64_t>(sequence.position), sampler_space_);
 }
 
 Generation Engine::Generate(const Request& request, const std::function<void(std::string_view)>& emit) {
   CheckPrompt(request.prompt);
   request.sampling.Validate();
+  request.sampling.ValidateIds(model_.config.vocab);
   Generation result;
   TextOut out(tokenizer_, request.stop, emit, result.text);
-  Sampler sampler(request.sampling);
+  Sampler sampler(request.sampling, request.prompt, std::min(Room(request), model_.config.vocab));
   Lease lease(pool_);
   Context& ctx = runtime_.context();
   Frame frame(ctx);

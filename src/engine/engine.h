@@ -66,7 +66,7 @@ class Engine {
   int64_t Room(const Request& request) const;
   bool Prefill(const Request& request, SequenceState& sequence, const Tensor& logits);
   void Step(std::span<const int32_t> tokens, SequenceState& sequence, const Tensor& logits);
-  int32_t Choose(Sampler& sampler, const Tensor& logits, const SequenceState& sequence) const;
+  int32_t Choose(Sampler& sampler, const Tensor& logits, const SequenceState& sequence);
 
   const Model& model_;
   const Tokenizer* tokenizer_;
@@ -75,6 +75,7 @@ class Engine {
   MemoryPlan plan_;
   StatePool pool_;
   Runtime runtime_;
+  SamplerSpace sampler_space_;
   std::vector<int32_t> ends_;  // ids of the tokens that end a text
   bool warned_ = false;
 };

@@ -1,11 +1,12 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "base/check.h"
 #include "base/error.h"
+#include "engine/portable_math.h"
 
 namespace bamba {
 namespace {
@@ -13,13 +14,63 @@ namespace {
 // A token that is e^−42 ≈ 2^−60 times as likely as the best is never drawn: with any vocabulary its share is below the resolution of the draw.
 constexpr double kNegligible = -42;
 
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+void CheckRange(const char* name, double value, double low, double high) {
+  if (!(value >= low && value <= high)) throw Error("{} is {}; expected a number from {} to {}", name, value, low, high);
+}
+
+// Keeps the candidates of the smallest `key` (at least 0; equal ones by their order), as many as it takes for their `measure` to sum up to `due`; all where
+// they don't. Sorts only those around the border: the others fall into buckets by key, whose sums tell where the border is.
+template <typename Candidates, typename Key, typename Measure>
+void KeepSmallest(Candidates& candidates, Candidates& border, std::vector<double>& sums, double due, const Key& key, const Measure& measure) {
+  constexpr size_t kBuckets = 2048;
+  double largest = 0;
+  for (const auto& c : candidates) largest = std::max(largest, key(c));
+  const double scale = largest > 1e-300 ? (kBuckets - 1) / largest : 0;  // finite; where all keys are as good as equal, one bucket does
+  const auto bucket = [&](const auto& c) { return static_cast<size_t>(key(c) * scale); };
+
+  sums.assign(kBuckets, 0);
+  for (const auto& c : candidates) sums[bucket(c)] += measure(c);
+  double sum = 0;
+  size_t last = 0;
+  while (last < kBuckets && (sums[last] == 0 || sum + sums[last] < due)) sum += sums[last++];
+  if (last == kBuckets) return;
+
+  border.clear(), border.reserve(candidates.capacity());
+  std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(border), [&](const auto& c) { return bucket(c) == last; });
+  const auto before = [&](const auto& a, const auto& b) { return key(a) != key(b) ? key(a) < key(b) : a.id < b.id; };
+  std::sort(border.begin(), border.end(), before);
+  auto end = border.begin();
+  while (end + 1 != border.end() && (sum += measure(*end)) < due) ++end;
+  std::erase_if(candidates, [&](const auto& c) { return before(*end, c); });
+}
+
 }  // namespace
 
 void Sampling::Validate() const {
+  for (const auto& [id, bias] : logit_bias)
+    if (bias != kNever && !(bias >= -100 && bias <= 100))
+      throw Error("logit_bias of token {} is {}; expected a number from -100 to 100, or -inf for never", id, bias);
+  if (!(repetition_penalty > 0 && repetition_penalty <= 100))
+    throw Error("repetition_penalty is {}; expected a number above 0 and at most 100 (1 is none)", repetition_penalty);
+  CheckRange("presence_penalty", presence_penalty, -2, 2);
+  CheckRange("frequency_penalty", frequency_penalty, -2, 2);
   if (!(temperature >= 0) || !std::isfinite(temperature)) throw Error("temperature is {}; expected a number of at least 0 (0 is greedy)", temperature);
   if (top_k < 0) throw Error("top_k is {}; expected at least 0 (0 keeps all tokens)", top_k);
   if (!(top_p > 0 && top_p <= 1)) throw Error("top_p is {}; expected a number above 0 and at most 1", top_p);
-  if (!(min_p >= 0 && min_p <= 1)) throw Error("min_p is {}; expected a number from 0 to 1", min_p);
+  CheckRange("min_p", min_p, 0, 1);
+  if (!(typical_p > 0 && typical_p <= 1)) throw Error("typical_p is {}; expected a number above 0 and at most 1", typical_p);
+}
+
+void Sampling::ValidateIds(int64_t vocab) const {
+  std::vector<int32_t> never;
+  for (const auto& [id, bias] : logit_bias) {
+    if (id < 0 || id >= vocab) throw Error("logit_bias names token {}; the model's ids are 0 to {}", id, vocab - 1);
+    if (bias == kNever) never.push_back(id);
+  }
+  std::sort(never.begin(), never.end());
+  if (std::unique(never.begin(), never.end()) - never.begin() == vocab) throw Error("logit_bias forbids all {} tokens; leave one to choose", vocab);
 }
 
 std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> x, std::array<uint32_t, 2> key) {
@@ -31,74 +82,97 @@ std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> x, std::array<uint32_t, 2
   return x;
 }
 
-double Exp(double x) {
-  if (!(x >= -708)) return 0;
-  // x = k ln 2 + r with |r| ≤ ln 2 / 2; the first part of ln 2 has enough trailing zeros for k times it to be exact.
-  constexpr double kLog2e = 0x1.71547652b82fep0, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  const double k = std::floor(x * kLog2e + 0.5);
-  const double r = (x - k * kLn2High) - k * kLn2Low;
-  // Taylor: the term after r^13/13! is below 2^−58.
-  double e = 0;
-  for (double factor : {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0, 1 / 720.0, 1 / 120.0, 1 / 24.0,
-                        1 / 6.0, 0.5, 1.0, 1.0})
-    e = e * r + factor;
-  return e * std::bit_cast<double>(static_cast<uint64_t>(static_cast<int64_t>(k) + 1023) << 52);
+Sampler::Sampler(const Sampling& sampling, std::span<const int32_t> prompt, int64_t distinct) : sampling_(sampling) {
+  if (!counts()) return;
+  std::vector<int32_t> ids(prompt.begin(), prompt.end());
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  seen_.reserve(ids.size() + static_cast<size_t>(distinct));
+  for (int32_t id : ids) seen_.push_back({id, 0});
 }
 
-// Puts the n likeliest candidates in order at the front.
-void Sampler::SortFirst(size_t n) {
-  n = std::min(n, candidates_.size());
-  if (n <= sorted_) return;
-  const auto likelier = [](const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; };
-  const auto first = candidates_.begin() + static_cast<ptrdiff_t>(sorted_), last = candidates_.begin() + static_cast<ptrdiff_t>(n);
-  if (last != candidates_.end()) std::nth_element(first, last, candidates_.end(), likelier);
-  std::sort(first, last, likelier);
-  sorted_ = n;
+Sampler::Seen& Sampler::Find(int32_t id) {
+  const auto at = std::lower_bound(seen_.begin(), seen_.end(), id, [](const Seen& seen, int32_t sought) { return seen.id < sought; });
+  return at != seen_.end() && at->id == id ? *at : *seen_.insert(at, {id, 0});
 }
 
-void Sampler::KeepTopK() {
-  const auto k = static_cast<size_t>(sampling_.top_k);
-  if (k == 0 || k >= candidates_.size()) return;
-  SortFirst(k);
-  candidates_.resize(k);
-}
-
-void Sampler::KeepTopP() {
-  if (sampling_.top_p >= 1) return;
-  double total = 0, sum = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
-  for (size_t n = 0; n < candidates_.size();) {
-    if (n == sorted_) SortFirst(std::max<size_t>(64, 4 * n));
-    sum += candidates_[n++].weight;
-    if (sum >= sampling_.top_p * total) return candidates_.resize(n);
+// The logits with bias and penalties; what would leave the range of f32 stays at its end.
+std::span<const float> Sampler::Adjust(std::span<const float> logits, std::span<const int32_t> never, SamplerSpace& space) const {
+  if (sampling_.logit_bias.empty() && seen_.empty() && never.empty()) return logits;
+  std::vector<float>& adjusted = space.logits_;
+  adjusted.assign(logits.begin(), logits.end());
+  const auto set = [&](int32_t id, double value) {
+    constexpr double kMost = std::numeric_limits<float>::max();
+    adjusted[static_cast<size_t>(id)] = static_cast<float>(value == kNever ? value : std::clamp(value, -kMost, kMost));
+  };
+  for (const auto& [id, bias] : sampling_.logit_bias) set(id, adjusted[static_cast<size_t>(id)] + bias);
+  for (const Seen& seen : seen_) {
+    double x = adjusted[static_cast<size_t>(seen.id)];
+    x = x > 0 ? x / sampling_.repetition_penalty : x * sampling_.repetition_penalty;
+    if (seen.output > 0) x -= sampling_.presence_penalty + static_cast<double>(seen.output) * sampling_.frequency_penalty;
+    set(seen.id, x);
   }
+  for (int32_t id : never) set(id, kNever);
+  return adjusted;
 }
 
-int32_t Sampler::Sample(std::span<const float> logits, uint64_t step) {
-  CHECK(!logits.empty());
-  const auto best = std::max_element(logits.begin(), logits.end());  // the first of equals
-  if (sampling_.temperature == 0) return static_cast<int32_t>(best - logits.begin());
-
-  candidates_.clear(), sorted_ = 0;
-  for (size_t i = 0; i < logits.size(); i++) {
-    const double x = (static_cast<double>(logits[i]) - static_cast<double>(*best)) / sampling_.temperature;
-    if (x >= kNegligible) candidates_.push_back({static_cast<int32_t>(i), logits[i], Exp(x)});
-  }
-  KeepTopK();
-  KeepTopP();
-  std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < sampling_.min_p; });
-
-  double total = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
+double Sampler::Uniform(uint64_t step) const {
   const auto bits = Philox({static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), 0, 0},
                            {static_cast<uint32_t>(sampling_.seed), static_cast<uint32_t>(sampling_.seed >> 32)});
-  const uint64_t uniform = (uint64_t{bits[0]} << 32 | bits[1]) >> 11;  // 53 bits
-  double left = static_cast<double>(uniform) * 0x1p-53 * total;
-  for (const Candidate& c : candidates_) {
+  return static_cast<double>((uint64_t{bits[0]} << 32 | bits[1]) >> 11) * 0x1p-53;
+}
+
+int32_t Sampler::Draw(std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
+  auto& candidates = space.candidates_;
+  candidates.clear(), candidates.reserve(logits.size());
+  const double best = Max(logits);
+  constexpr size_t kPiece = 256;  // of the exponentials that are computed side by side
+  double x[kPiece], weight[kPiece];
+  for (size_t begin = 0; begin < logits.size(); begin += kPiece) {
+    const size_t n = std::min(kPiece, logits.size() - begin);
+    for (size_t i = 0; i < n; i++) x[i] = (logits[begin + i] - best) / sampling_.temperature;
+    for (size_t i = 0; i < n; i++) weight[i] = Exp(x[i]);
+    for (size_t i = 0; i < n; i++)
+      if (x[i] >= kNegligible) candidates.push_back({static_cast<int32_t>(begin + i), x[i], weight[i]});
+  }
+
+  const auto weight_of = [](const auto& c) { return c.weight; };
+  const auto total = [&] {
+    double sum = 0;
+    for (const auto& c : candidates) sum += c.weight;
+    return sum;
+  };
+  const auto keep = [&](double due, const auto& key, const auto& measure) { KeepSmallest(candidates, space.border_, space.sums_, due, key, measure); };
+  const auto unlikeliness = [](const auto& c) { return -c.x; };
+  if (sampling_.top_k > 0) keep(static_cast<double>(sampling_.top_k), unlikeliness, [](const auto&) { return 1.0; });
+  if (sampling_.top_p < 1) keep(sampling_.top_p * total(), unlikeliness, weight_of);
+  if (sampling_.min_p > 0) std::erase_if(candidates, [&](const auto& c) { return c.weight < sampling_.min_p; });
+  if (sampling_.typical_p < 1) {
+    // −log p = log Σ weights − x, so how far it is from its mean is how far x is from its own.
+    double sum = 0, mean = 0;
+    for (const auto& c : candidates) sum += c.weight, mean += c.weight * c.x;
+    mean /= sum;
+    keep(
+        sampling_.typical_p * sum, [&](const auto& c) { return std::abs(c.x - mean); }, weight_of);
+  }
+
+  double left = Uniform(step) * total();
+  for (const auto& c : candidates) {
     left -= c.weight;
     if (left < 0) return c.id;
   }
-  return candidates_.back().id;  // rounding of the sum
+  return candidates.back().id;  // rounding of the sum
+}
+
+int32_t Sampler::Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never) {
+  CHECK(!logits.empty());
+  const std::span<const float> adjusted = Adjust(logits, never, space);
+  const float best = Max(adjusted);
+  CHECK_MSG(best > kNever, "no token is left to choose of {}", logits.size());
+  const int32_t chosen =
+      sampling_.temperature > 0 ? Draw(adjusted, step, space) : static_cast<int32_t>(std::find(adjusted.begin(), adjusted.end(), best) - adjusted.begin());
+  if (counts()) Find(chosen).output++;
+  return chosen;
 }
 
 }  // namespace bamba
