@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <charconv>
 #include <chrono>
@@ -24,6 +25,8 @@
 namespace bamba::cli {
 namespace {
 
+namespace fs = std::filesystem;
+
 struct RunFlags {
   std::string model, prompt, file;
   bool has_prompt = false;
@@ -31,15 +34,18 @@ struct RunFlags {
   Sampling sampling{.temperature = 0.8, .top_p = 0.95};
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
-  int threads = AvailableCores();
+  int threads = 0;  // 0: one for each core
   int64_t context = 0;
   bool greedy = false, ignore_eos = false, ids = false, json = false;
 };
 
 double SecondsSince(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
 
-std::string ModelName(const std::string& directory) {
-  const auto path = std::filesystem::absolute(directory).lexically_normal();
+// A model is named by its directory, or by the file of its weights.
+fs::path ModelDirectory(const std::string& model) { return fs::is_directory(model) ? fs::path(model) : fs::path(model).parent_path(); }
+
+std::string ModelName(const std::string& model) {
+  const auto path = fs::absolute(ModelDirectory(model)).lexically_normal();
   return (path.has_filename() ? path : path.parent_path()).filename().string();
 }
 
@@ -55,6 +61,12 @@ std::string ReadPrompt(const RunFlags& flags) {
   if (!flags.file.empty()) return WithoutLastLineFeed(ReadFile(flags.file));
   if (IsTerminal(kStandardInput)) std::fputs("The prompt, then Ctrl-D:\n", stderr);
   return WithoutLastLineFeed(ReadFile("-"));
+}
+
+Tokenizer LoadTokenizer(const std::string& model) {
+  const fs::path file = ModelDirectory(model) / "tokenizer.json";
+  if (!fs::exists(file)) throw Error("{}: is not there; put the model's tokenizer beside it, or give and get token ids with --ids", file.string());
+  return Tokenizer::Load(file.string());
 }
 
 std::vector<int32_t> ParseIds(std::string_view text) {
@@ -106,15 +118,13 @@ std::string Json(const Report& report, const Generation& g) {
   return boost::json::serialize(o) + "\n";
 }
 
-// The line under the text: what ran, and how fast. The memory rate is that of the bytes which a step has to read, whether they come from memory or a cache.
+// The line under the text: what ran, and how fast. The rate of bytes is that of the weights, which every token reads once (a small model's from a cache).
 std::string ClosingLine(const Report& report, const Generation& g, const Model& model, const Engine& engine, const RunFlags& flags) {
   std::string line = fmt::format(" {} · {} {} · loaded {} · prompt {} tok {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))),
                                  MainDtype(model), HumanSeconds(report.load_seconds), report.prompt_tokens, HumanSeconds(g.prompt_seconds));
   line += fmt::format(" · {} tok", g.tokens.size());
-  if (const double rate = Rate(g.steps, g.step_seconds); rate > 0) {
-    const auto middle = report.prompt_tokens + g.steps / 2;
-    line += fmt::format(" at {} tok/s ({}/s)", HumanCount(rate), HumanBytes(rate * static_cast<double>(engine.StepBytes(middle))));
-  }
+  if (const double rate = Rate(g.steps, g.step_seconds); rate > 0)
+    line += fmt::format(" at {} tok/s ({}/s)", HumanCount(rate), HumanBytes(rate * static_cast<double>(engine.StepWeightBytes())));
   if (flags.sampling.temperature > 0) line += fmt::format(" · seed {}", report.seed);
   if (g.finish == FinishReason::kInterrupted) line += " · interrupted";
   return line;
@@ -134,7 +144,7 @@ void Run(RunFlags flags) {
   const auto start = std::chrono::steady_clock::now();
   const Model model = LoadModel(directory);
   std::optional<Tokenizer> tokenizer;
-  if (!flags.ids) tokenizer = Tokenizer::Load(std::filesystem::is_directory(directory) ? directory : std::filesystem::path(directory).parent_path().string());
+  if (!flags.ids) tokenizer = LoadTokenizer(directory);
   Report report{.model = ModelName(directory), .seed = flags.sampling.seed, .load_seconds = SecondsSince(start)};
 
   Request request{.prompt = tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt),
@@ -146,10 +156,11 @@ void Run(RunFlags flags) {
   report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   Engine engine(model, tokenizer ? &*tokenizer : nullptr,
                 {.name = directory,
-                 .threads = flags.threads,
+                 .threads = flags.threads > 0 ? flags.threads : AvailableCores(),
                  .context = flags.context > 0 ? flags.context : report.prompt_tokens + flags.tokens,
                  .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
 
+  engine.Check(request);
   CatchInterrupts();
   if (flags.json) {
     WriteAll(kStandardOutput, Json(report, engine.Generate(request, [](std::string_view) {})));
@@ -183,8 +194,9 @@ void AddRun(CLI::App& app) {
       ->type_name("P")
       ->capture_default_str();
   run->add_option("--seed", flags->seed, "Of the choices: the same seed writes the same text (default: a new one each time, shown below the text)")
+      ->check([](const std::string& typed) { return std::string(typed.starts_with('-') ? "expected a whole number of at least 0" : ""); })
       ->type_name("N");
-  run->add_option("--stop", flags->stop, "End before this text; may be given several times")->type_name("TEXT")->expected(1)->take_all();
+  run->add_option("--stop", flags->stop, "End before this text; may be given several times")->type_name("TEXT")->allow_extra_args(false)->take_all();
   run->add_flag("--ignore-eos", flags->ignore_eos, "Write on after a token that ends a text");
   run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(CLI::Range(1, 1024))->type_name("N");
   run->add_option("--context", flags->context, "Tokens that attention has room for (default: what the prompt and -n need)")

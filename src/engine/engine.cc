@@ -102,15 +102,14 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
       runtime_(options_.threads, static_cast<size_t>(plan_.workspace)),
       ends_(Ends(model.config, tokenizer)) {}
 
-int64_t Engine::StepBytes(int64_t position) const {
-  const int64_t embedding = model_.config.tied ? 0 : static_cast<int64_t>(model_.weights.embedding.weight.bytes());
-  return plan_.weights - embedding + plan_.slot + (pool_size_.pages > 0 ? PagesFor(position) * plan_.page : 0);
-}
+int64_t Engine::StepWeightBytes() const { return plan_.weights - (model_.config.tied ? 0 : static_cast<int64_t>(model_.weights.embedding.weight.bytes())); }
 
-void Engine::CheckPrompt(const std::vector<int32_t>& prompt) const {
-  const auto tokens = static_cast<int64_t>(prompt.size());
-  if (prompt.empty()) throw Error("{}: the prompt has no tokens; give at least one", options_.name);
-  for (int32_t id : prompt)
+void Engine::Check(const Request& request) const {
+  request.sampling.Validate();
+  request.sampling.ValidateIds(model_.config.vocab);
+  const auto tokens = static_cast<int64_t>(request.prompt.size());
+  if (request.prompt.empty()) throw Error("{}: the prompt has no tokens; give at least one", options_.name);
+  for (int32_t id : request.prompt)
     if (id < 0 || id >= model_.config.vocab)
       throw Error("{}: the prompt has token id {}, the model knows ids from 0 to {}; is the tokenizer another model's?", options_.name, id,
                   model_.config.vocab - 1);
@@ -163,9 +162,7 @@ int32_t Engine::Choose(Sampler& sampler, const Tensor& logits, const SequenceSta
 }
 
 Generation Engine::Generate(const Request& request, const std::function<void(std::string_view)>& emit) {
-  CheckPrompt(request.prompt);
-  request.sampling.Validate();
-  request.sampling.ValidateIds(model_.config.vocab);
+  Check(request);
   Generation result;
   TextOut out(tokenizer_, request.stop, emit, result.text);
   Sampler sampler(request.sampling, request.prompt, std::min(Room(request), model_.config.vocab));

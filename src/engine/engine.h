@@ -58,11 +58,10 @@ class Engine {
   Generation Generate(const Request& request, const std::function<void(std::string_view piece)>& emit);
 
   const MemoryPlan& plan() const { return plan_; }
-  // Bytes that a step of one token reads at `position`: every weight but the other rows of the embedding, the sequence's state, its keys and values.
-  int64_t StepBytes(int64_t position) const;
+  // Bytes of weights that a step of one token reads: all but the other rows of the embedding.
+  int64_t StepWeightBytes() const;
 
  private:
-  void CheckPrompt(const std::vector<int32_t>& prompt) const;
   int64_t Room(const Request& request) const;
   bool Prefill(const Request& request, SequenceState& sequence, const Tensor& logits);
   void Step(std::span<const int32_t> tokens, SequenceState& sequence, const Tensor& logits);

@@ -64,7 +64,7 @@ void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& nam
   const auto human = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
   throw Error(
       "{}: needs {} of memory (weights {}, state of {} sequences {}, keys and values of {} tokens {}, temporaries {}), this machine has {} left; "
-      "lower --context or take a smaller model",
+      "lower --context (-n) or take a smaller model",
       name, human(plan.total()), human(plan.weights), plan.slots, human(plan.states()), Thousands(Product(plan.pages, kKvBlock)), human(plan.kv()),
       human(plan.workspace), human(available));
 }

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# bamba run and the front door from a shell: what comes out where, and with which exit code.  run_test.sh PROGRAM SOURCE_DIRECTORY
+set -u
+bamba=$1 mini=$2/models/mini tiny=$2/tests/data/tiny-a
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+failures=0
+
+Fail() {
+  echo "FAILED: $1"
+  sed 's/^/  stdout: /' "$dir/out" | head -n 5
+  sed 's/^/  stderr: /' "$dir/err" | head -n 5
+  failures=$((failures + 1))
+}
+
+# Refused CODE TEXT ARGUMENT…: that exit code, nothing but one line on standard error, which begins with "bamba: " and has TEXT in it.
+Refused() {
+  local code=$1 text=$2
+  shift 2
+  "$bamba" "$@" >"$dir/out" 2>"$dir/err" </dev/null
+  local got=$?
+  [ $got = "$code" ] || Fail "bamba $*: exit code $got, expected $code"
+  [ "$(wc -l <"$dir/err")" = 1 ] && grep -q '^bamba: ' "$dir/err" || Fail "bamba $*: expected one line"
+  grep -qF -- "$text" "$dir/err" || Fail "bamba $*: expected '$text'"
+  [ ! -s "$dir/out" ] || Fail "bamba $*: expected no output"
+}
+
+# Written EXPECTED ARGUMENT…: exit code 0 and exactly that on standard output (and a line feed).
+Written() {
+  local expected=$1
+  shift
+  "$bamba" "$@" >"$dir/out" 2>"$dir/err" || Fail "bamba $*: exit code $?"
+  [ "$(cat "$dir/out"; echo .)" = "$expected"$'\n.' ] || Fail "bamba $*: expected '$expected'"
+}
+
+Refused 2 "no command 'runn'; did you mean 'run'?" runn
+Refused 2 "no command given"
+Refused 2 "no flag '--tmep'; did you mean '--temp'?" run --tmep 0.5 -p x
+Refused 2 "no flag '--frobnicate'" run -p x --frobnicate
+Refused 2 "'b' is one argument too many" run a b -p x
+Refused 2 "--prompt" run -p
+Refused 2 "excludes" run -p x -f y
+Refused 2 "-5" run -p x -n -5
+Refused 2 "abc" run -p x -n abc
+Refused 2 "top_p is 7" run -p x --top-p 7
+Refused 2 "temperature is nan" run -p x --temp nan
+Refused 2 "--seed" run -p x --seed -1
+Refused 2 "found 'x'" run "$tiny" --ids -p "1 x"
+Refused 1 "/nonexistent" run /nonexistent -p x
+Refused 1 "/nonexistent: cannot be opened" run "$mini" -f /nonexistent
+Refused 1 "directory" run "$mini" -f /
+Refused 1 "--ids" run "$tiny" -p x
+Refused 1 "token id 512" run "$tiny" --ids -p "1 512"
+Refused 1 "no tokens" run "$tiny" --ids -p ""
+Refused 1 "raise --context" run "$tiny" --ids -p "1 2 3 4" --context 3
+Refused 1 "of memory" run "$mini" -p x -n 1000000000
+mkdir "$dir/unreadable" && echo '{' >"$dir/unreadable/config.json"
+Refused 1 "$dir/unreadable" run "$dir/unreadable" -p x
+
+# Every way to ask for the likeliest text gives the same one.
+greedy=$("$bamba" run "$tiny" --ids -p "1 5 9" -n 6 --greedy 2>/dev/null)
+Written "$greedy" run "$tiny" --ids -p "1 5 9" -n 6 --temp 0 -t 2
+Written "$greedy" run "$tiny/model.safetensors" --ids -p "1 5 9" -n 6 --top-k 1 --seed 3
+fourth=$(cut -d' ' -f7 <<<"$greedy")
+Written "$(cut -d' ' -f1-6 <<<"$greedy") " run "$tiny" --ids -p "1 5 9" -n 6 --greedy --stop "$fourth"
+Written "$greedy" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --stop "[$fourth,0]"
+Written "$(cut -d' ' -f1-5 <<<"$greedy")" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --context 4
+
+seeded=$("$bamba" run "$mini" -p "The sea" -n 12 --seed 4 2>/dev/null)
+Written "$seeded" run "$mini" -p "The sea" -n 12 --seed 4 -t 1
+printf 'The sea\n' >"$dir/prompt"
+Written "$seeded" run "$mini" -f "$dir/prompt" -n 12 --seed 4
+Written "$seeded" run "$mini" -n 12 --seed 4 <"$dir/prompt"
+Written "-dash" run "$mini" -p -dash -n 0
+Written "" run "$mini" -p "" -n 0
+Written $'a\xff\xfeb' run "$mini" -p $'a\xff\xfeb' -n 0
+"$bamba" run "$mini" -p "" -n 3 --seed 1 --json >"$dir/out" 2>"$dir/err" && grep -q '"prompt_tokens":1,' "$dir/out" || Fail "an empty prompt"
+[ "$(wc -l <"$dir/out")" = 1 ] && grep -q '"finish_reason":"length"' "$dir/out" && [ ! -s "$dir/err" ] || Fail "--json"
+
+# A device that is full, a reader that goes away.
+"$bamba" run "$mini" -p x -n 3 >/dev/full 2>"$dir/err"
+[ $? = 1 ] && [ "$(wc -l <"$dir/err")" = 1 ] || Fail "full device"
+"$bamba" run "$mini" -p x -n 400 --ignore-eos --seed 1 2>"$dir/err" | head -c 3 >"$dir/out"
+[ "${PIPESTATUS[0]}" = 1 ] && [ "$(wc -l <"$dir/err")" = 1 ] || Fail "closed pipe"
+
+# Ctrl-C ends the text in good order: what is written stays, the closing line comes, the code says what happened.
+: >"$dir/out"
+"$bamba" run "$mini" -p x -n 1000000 --ignore-eos --seed 1 >"$dir/out" 2>"$dir/err" &
+for _ in $(seq 300); do [ "$(wc -c <"$dir/out")" -gt 20 ] && break || sleep 0.1; done
+kill -INT $! && wait $!
+[ $? = 130 ] && grep -q "interrupted" "$dir/err" && [ -n "$(tail -c 1 "$dir/out" | tr -d -c '\n' | od -c)" ] || Fail "Ctrl-C"
+
+[ "$("$bamba" --version | wc -l)" = 1 ] || Fail "--version"
+"$bamba" --help | grep -q 'bamba run -p' || Fail "--help teaches nothing"
+exit $((failures > 0))
