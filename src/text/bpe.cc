@@ -53,6 +53,8 @@ void Bpe::ReadOptions(const JsonField& model) {
 
 void Bpe::AddMerges(const TokenizerJson& file) {
   table_.resize(std::bit_ceil(file.merges.size() + file.merges.size() / 3 + 1));
+  filter_.resize(std::bit_ceil(file.merges.size() / 8 + 1));
+  merged_.reserve(file.merges.size());
   std::string bytes, one;
   for (uint32_t rank = 0; rank < file.merges.size(); ++rank) {
     const TokenizerJson::Merge& m = file.merges[rank];
@@ -65,28 +67,33 @@ void Bpe::AddMerges(const TokenizerJson& file) {
     };
     if (left.empty() || right.empty()) throw Error("{}: merge {} ('{}' and '{}') has an empty side and would never end", path_, rank, left, right);
     int32_t left_id = known(left), right_id = known(right);
-    Merge& merge = At(PairKey(left_id, right_id));
-    if (merge.rank != kNone) throw Error("{}: merge {} ('{}' and '{}') is listed twice", path_, rank, left, right);
-    merge = {rank, known({left.data(), left.size() + right.size()})};
+    if (!Insert(PairKey(left_id, right_id), rank)) throw Error("{}: merge {} ('{}' and '{}') is listed twice", path_, rank, left, right);
+    merged_.push_back(known({left.data(), left.size() + right.size()}));
   }
   byte_pairs_.resize(256 * 256);
   for (int left = 0; left < 256; ++left)
-    for (int right = 0; right < 256; ++right) byte_pairs_[left * 256 + right] = Find(byte_ids_[left], byte_ids_[right]);
+    for (int right = 0; right < 256; ++right) byte_pairs_[left * 256 + right] = Rank(byte_ids_[left], byte_ids_[right]);
 }
 
-Bpe::Merge& Bpe::At(uint64_t pair) {
-  for (size_t i = PairHash(pair);; ++i) {
+bool Bpe::Insert(uint64_t pair, uint32_t rank) {
+  size_t hash = PairHash(pair);
+  filter_[hash / 64 & (filter_.size() - 1)] |= uint64_t{1} << hash % 64;
+  for (size_t i = hash;; ++i) {
     Slot& slot = table_[i & (table_.size() - 1)];
-    if (slot.pair == UINT64_MAX) slot.pair = pair;
-    if (slot.pair == pair) return slot.merge;
+    if (slot.pair == pair) return false;
+    if (slot.pair != UINT64_MAX) continue;
+    slot = {pair, rank};
+    return true;
   }
 }
 
-Bpe::Merge Bpe::Find(int32_t left, int32_t right) const {
+uint32_t Bpe::Rank(int32_t left, int32_t right) const {
   uint64_t pair = PairKey(left, right);
-  for (size_t i = PairHash(pair);; ++i) {
+  size_t hash = PairHash(pair);
+  if (!(filter_[hash / 64 & (filter_.size() - 1)] >> hash % 64 & 1)) return kNone;
+  for (size_t i = hash;; ++i) {
     const Slot& slot = table_[i & (table_.size() - 1)];
-    if (slot.pair == pair || slot.pair == UINT64_MAX) return slot.merge;
+    if (slot.pair == pair || slot.pair == UINT64_MAX) return slot.rank;
   }
 }
 
@@ -106,21 +113,21 @@ void Bpe::Encode(std::string_view piece, std::vector<int32_t>& ids) const {
 
 void Bpe::MergeShort(std::string_view piece, std::vector<int32_t>& ids) const {
   int32_t id[kShortPiece];
-  Merge next[kShortPiece];  // [i]: of the tokens i and i + 1
+  uint32_t rank[kShortPiece];  // [i]: of the tokens i and i + 1
   size_t n = piece.size();
   for (size_t i = 0; i < n; ++i) id[i] = IdOf(piece[i]);
-  for (size_t i = 0; i + 1 < n; ++i) next[i] = byte_pairs_[static_cast<uint8_t>(piece[i]) * 256 + static_cast<uint8_t>(piece[i + 1])];
+  for (size_t i = 0; i + 1 < n; ++i) rank[i] = byte_pairs_[static_cast<uint8_t>(piece[i]) * 256 + static_cast<uint8_t>(piece[i + 1])];
   while (n > 1) {
     size_t best = 0;
     for (size_t i = 1; i + 1 < n; ++i)
-      if (next[i].rank < next[best].rank) best = i;
-    if (next[best].rank == kNone) break;
-    id[best] = next[best].id;
+      if (rank[i] < rank[best]) best = i;
+    if (rank[best] == kNone) break;
+    id[best] = merged_[rank[best]];
     --n;
     std::copy(id + best + 2, id + n + 1, id + best + 1);
-    std::copy(next + best + 1, next + n, next + best);
-    if (best + 1 < n) next[best] = Find(id[best], id[best + 1]);
-    if (best > 0) next[best - 1] = Find(id[best - 1], id[best]);
+    std::copy(rank + best + 1, rank + n, rank + best);
+    if (best + 1 < n) rank[best] = Rank(id[best], id[best + 1]);
+    if (best > 0) rank[best - 1] = Rank(id[best - 1], id[best]);
   }
   ids.insert(ids.end(), id, id + n);
 }
@@ -130,7 +137,7 @@ void Bpe::MergeLong(std::string_view piece, std::vector<int32_t>& ids) const {
   if (piece.size() >= kNone) throw Error("{}: a piece of text of {} bytes without a break, expected less than 4 GiB", path_, piece.size());
   struct Symbol {
     int32_t id;
-    Merge next_merge;
+    uint32_t rank;            // of this and the next
     uint32_t previous, next;  // kNone at the ends
   };
   auto n = static_cast<uint32_t>(piece.size());
@@ -138,25 +145,25 @@ void Bpe::MergeLong(std::string_view piece, std::vector<int32_t>& ids) const {
   std::vector<uint64_t> candidates;
   auto candidate = [](uint32_t rank, uint32_t at) { return static_cast<uint64_t>(rank) << 32 | at; };
   for (uint32_t i = 0; i < n; ++i) {
-    symbols[i] = {IdOf(piece[i]), {}, i == 0 ? kNone : i - 1, i + 1 == n ? kNone : i + 1};
-    if (i + 1 < n) symbols[i].next_merge = byte_pairs_[static_cast<uint8_t>(piece[i]) * 256 + static_cast<uint8_t>(piece[i + 1])];
-    if (symbols[i].next_merge.rank != kNone) candidates.push_back(candidate(symbols[i].next_merge.rank, i));
+    symbols[i] = {IdOf(piece[i]), kNone, i == 0 ? kNone : i - 1, i + 1 == n ? kNone : i + 1};
+    if (i + 1 < n) symbols[i].rank = byte_pairs_[static_cast<uint8_t>(piece[i]) * 256 + static_cast<uint8_t>(piece[i + 1])];
+    if (symbols[i].rank != kNone) candidates.push_back(candidate(symbols[i].rank, i));
   }
   std::priority_queue<uint64_t, std::vector<uint64_t>, std::greater<>> heap(std::greater<>(), std::move(candidates));
   auto pair_up = [&](uint32_t at) {
     Symbol& s = symbols[at];
-    s.next_merge = s.next == kNone ? Merge() : Find(s.id, symbols[s.next].id);
-    if (s.next_merge.rank != kNone) heap.push(candidate(s.next_merge.rank, at));
+    s.rank = s.next == kNone ? kNone : Rank(s.id, symbols[s.next].id);
+    if (s.rank != kNone) heap.push(candidate(s.rank, at));
   };
   while (!heap.empty()) {
     auto rank = static_cast<uint32_t>(heap.top() >> 32), at = static_cast<uint32_t>(heap.top());
     heap.pop();
     Symbol& left = symbols[at];
-    if (left.next_merge.rank != rank) continue;
+    if (left.rank != rank) continue;
     Symbol& right = symbols[left.next];
-    left.id = left.next_merge.id;
+    left.id = merged_[rank];
     left.next = right.next;
-    right.next_merge = {};
+    right.rank = kNone;
     if (left.next != kNone) symbols[left.next].previous = at;
     pair_up(at);
     if (left.previous != kNone) pair_up(left.previous);

@@ -16,10 +16,6 @@ namespace bamba {
 // that stands first in the list (of equals the leftmost) becomes one token. Immutable; any number of threads.
 class Bpe {
  public:
-  struct Merge {
-    uint32_t rank = kNone;  // place in the list of merges, kNone: the pair does not merge
-    int32_t id = -1;        // what the pair becomes
-  };
   static constexpr uint32_t kNone = UINT32_MAX;
 
   // `vocabulary` must outlive this. Throws Error: a model other than byte-level BPE, an option that isn't built, a merge of unknown tokens, into an unknown
@@ -34,13 +30,13 @@ class Bpe {
  private:
   struct Slot {
     uint64_t pair = UINT64_MAX;  // left id << 32 | right id
-    Merge merge;
+    uint32_t rank = kNone;
   };
 
   void ReadOptions(const JsonField& model);
   void AddMerges(const TokenizerJson& file);
-  Merge& At(uint64_t pair);
-  Merge Find(int32_t left, int32_t right) const;
+  bool Insert(uint64_t pair, uint32_t rank);
+  uint32_t Rank(int32_t left, int32_t right) const;
   int32_t IdOf(char byte) const;
   void MergeShort(std::string_view piece, std::vector<int32_t>& ids) const;
   void MergeLong(std::string_view piece, std::vector<int32_t>& ids) const;
@@ -50,8 +46,10 @@ class Bpe {
   bool ignore_merges_ = false;  // a piece that is a token is that token, whatever the merges make of it
   size_t longest_token_ = 0;    // bytes
   std::array<int32_t, 256> byte_ids_;
-  std::vector<Slot> table_;        // open addressing, at most three quarters full
-  std::vector<Merge> byte_pairs_;  // [256 * 256] by bytes: the first merges of every piece, without hashing
+  std::vector<int32_t> merged_;       // by rank, the place in the list of merges: what the pair becomes
+  std::vector<Slot> table_;           // pair -> rank; open addressing, at most three quarters full
+  std::vector<uint64_t> filter_;      // a bit for each pair's hash, eight times as many: most pairs of tokens don't merge, and this fits a core's cache
+  std::vector<uint32_t> byte_pairs_;  // [256 * 256] by bytes: the first ranks of every piece, without hashing
 };
 
 // Encodes the pieces of one text, remembering short ones: real text repeats its words. Memory is bounded, and small for a short text.
