@@ -171,49 +171,61 @@ void Bpe::MergeLong(std::string_view piece, std::vector<int32_t>& ids) const {
   for (uint32_t i = 0; i != kNone; i = symbols[i].next) ids.push_back(symbols[i].id);
 }
 
-BpeEncoder::BpeEncoder(const Bpe& bpe, std::string_view text)
-    : bpe_(bpe), text_(text), entries_(std::bit_ceil(std::clamp<size_t>(text.size() / 16, 2, 1 << 17))) {}
+BpeEncoder::BpeEncoder(const Bpe& bpe, std::string_view text, std::vector<int32_t>& ids)
+    : bpe_(bpe), text_(text), ids_(ids), lines_(std::bit_ceil(std::clamp<size_t>(text.size() / 32, 1, 1 << 16))) {}
 
-void BpeEncoder::Append(std::string_view piece, std::vector<int32_t>& ids) {
-  if (piece.size() > kLongestKey) return bpe_.Encode(piece, ids);
-  // Sixteen bytes are read at once where the text has them (a piece may also lie elsewhere, then the offset is past its end), and cut down to the piece.
-  char copy[16];
-  const char* bytes = piece.data();
-  size_t offset = reinterpret_cast<uintptr_t>(bytes) - reinterpret_cast<uintptr_t>(text_.data());
-  if (offset >= text_.size() || text_.size() - offset < sizeof copy) {
-    std::memcpy(copy, bytes, piece.size());
-    std::memset(copy + piece.size(), 0, sizeof copy - piece.size());
-    bytes = copy;
+void BpeEncoder::Append(std::string_view piece) {
+  size_t offset = reinterpret_cast<uintptr_t>(piece.data()) - reinterpret_cast<uintptr_t>(text_.data());
+  const bool in_text = offset < text_.size();
+  Pending& pending = pending_[pending_count_++];
+  pending = {piece, {}, nullptr};
+  if (piece.size() <= kLongestKey) {
+    // Sixteen bytes are read at once where the text has them, and cut down to the piece.
+    char copy[16] = {};
+    const char* bytes = piece.data();
+    if (!in_text || text_.size() - offset < sizeof copy) bytes = static_cast<const char*>(std::memcpy(copy, bytes, piece.size()));
+    Key& key = pending.key;
+    std::memcpy(&key.low, bytes, 8);
+    std::memcpy(&key.high, bytes + 8, 8);
+    key.low &= kFirstBytes[std::min<size_t>(piece.size(), 8)];
+    key.high &= kFirstBytes[std::max<size_t>(piece.size(), 8) - 8];
+    key.high |= static_cast<uint64_t>(piece.size()) << 56;
+    uint64_t hash = (key.low ^ std::rotl(key.high, 29)) * 0x9E3779B97F4A7C15;
+    hash = (hash ^ hash >> 32) * 0xD6E8FEB86659FD93;
+    pending.line = &lines_[hash >> 40 & (lines_.size() - 1)];
+    __builtin_prefetch(pending.line, 1);
   }
-  Entry key;
-  std::memcpy(&key.low, bytes, 8);
-  std::memcpy(&key.high, bytes + 8, 8);
-  key.low &= kFirstBytes[std::min<size_t>(piece.size(), 8)];
-  key.high &= kFirstBytes[std::max<size_t>(piece.size(), 8) - 8];
-  key.high |= static_cast<uint64_t>(piece.size()) << 56;
-  uint64_t hash = (key.low ^ std::rotl(key.high, 29)) * 0x9E3779B97F4A7C15;
-  hash = (hash ^ hash >> 32) * 0xD6E8FEB86659FD93;
-  size_t slot = (hash >> 40) & (entries_.size() - 2);
-  for (size_t way : {slot, slot + 1}) {
-    const Entry& entry = entries_[way];
-    if (entry.low != key.low || entry.high != key.high) continue;
-    int32_t last = entry.ids[kMostIds - 1];
-    if (last == -1) return ids.push_back(entry.ids[0]);
-    ids.insert(ids.end(), entry.ids, entry.ids + (last < 0 ? -last : static_cast<int32_t>(kMostIds)));
-    return;
-  }
-  Learn(piece, slot, key, ids);
+  if (pending_count_ == kBatch || !in_text) Flush();
 }
 
-void BpeEncoder::Learn(std::string_view piece, size_t slot, Entry entry, std::vector<int32_t>& ids) {
-  size_t before = ids.size();
-  bpe_.Encode(piece, ids);
-  size_t count = ids.size() - before;
+void BpeEncoder::AppendToken(int32_t id) {
+  Flush();
+  ids_.push_back(id);
+}
+
+void BpeEncoder::Flush() {
+  for (size_t i = 0; i < pending_count_; ++i) Encode(pending_[i]);
+  pending_count_ = 0;
+}
+
+void BpeEncoder::Encode(const Pending& pending) {
+  if (pending.line == nullptr) return bpe_.Encode(pending.piece, ids_);
+  Line& line = *pending.line;
+  for (const Entry* entry : {&line.recent, &line.older}) {
+    if (entry->key != pending.key) continue;
+    int32_t last = entry->ids[kMostIds - 1];
+    if (last == -1) return ids_.push_back(entry->ids[0]);
+    ids_.insert(ids_.end(), entry->ids, entry->ids + (last < 0 ? -last : static_cast<int32_t>(kMostIds)));
+    return;
+  }
+  size_t before = ids_.size();
+  bpe_.Encode(pending.piece, ids_);
+  size_t count = ids_.size() - before;
   if (count > kMostIds) return;
-  std::copy(ids.begin() + static_cast<ptrdiff_t>(before), ids.end(), entry.ids);
-  if (count < kMostIds) entry.ids[kMostIds - 1] = -static_cast<int32_t>(count);
-  entries_[slot + 1] = entries_[slot];
-  entries_[slot] = entry;
+  line.older = line.recent;
+  line.recent.key = pending.key;
+  std::copy(ids_.begin() + static_cast<ptrdiff_t>(before), ids_.end(), line.recent.ids);
+  if (count < kMostIds) line.recent.ids[kMostIds - 1] = -static_cast<int32_t>(count);
 }
 
 }  // namespace bamba

@@ -55,24 +55,43 @@ class Bpe {
 // Encodes the pieces of one text, remembering short ones: real text repeats its words. Memory is bounded, and small for a short text.
 class BpeEncoder {
  public:
-  // `text`: what the pieces are cut from; must outlive this.
-  BpeEncoder(const Bpe& bpe, std::string_view text);
+  // `text`: what the pieces are cut from. All three must outlive this; `ids` is complete after Flush.
+  BpeEncoder(const Bpe& bpe, std::string_view text, std::vector<int32_t>& ids);
 
-  void Append(std::string_view piece, std::vector<int32_t>& ids);
+  void Append(std::string_view piece);  // part of the text, or living for the call only
+  void AppendToken(int32_t id);
+  void Flush();
 
  private:
-  static constexpr size_t kLongestKey = 15, kMostIds = 4;
+  static constexpr size_t kLongestKey = 15, kMostIds = 4, kBatch = 16;
 
-  struct alignas(16) Entry {
-    uint64_t low = 0, high = 0;  // the piece's bytes, its length in the topmost; 0: empty
+  struct Key {
+    uint64_t low = 0, high = 0;  // the piece's bytes, its length in the topmost; 0: none
+
+    bool operator==(const Key&) const = default;
+  };
+  struct Entry {
+    Key key;
     int32_t ids[kMostIds] = {};  // the last is -count where there are fewer
   };
+  struct alignas(64) Line {
+    Entry recent, older;
+  };
+  // A piece whose line of the memory is on its way from the slower caches: waiting for each in turn would cost more than all else.
+  struct Pending {
+    std::string_view piece;
+    Key key;
+    Line* line;
+  };
 
-  void Learn(std::string_view piece, size_t slot, Entry key, std::vector<int32_t>& ids);
+  void Encode(const Pending& pending);
 
   const Bpe& bpe_;
   std::string_view text_;
-  std::vector<Entry> entries_;  // pairs of ways, the first the more recent; at most 4 MiB: 150,000 different words stand in 60 MB of novels
+  std::vector<int32_t>& ids_;
+  std::vector<Line> lines_;  // at most 4 MiB: 150,000 different words stand in 60 MB of novels
+  Pending pending_[kBatch];
+  size_t pending_count_ = 0;
 };
 
 }  // namespace bamba

@@ -163,16 +163,17 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
   const Parts& p = *parts_;
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 16);
-  BpeEncoder encoder(p.bpe, text);
+  BpeEncoder encoder(p.bpe, text, ids);
   if (options.add_special) ids = p.around.before;
-  auto encode_text = [&](std::string_view part) { p.pretokenizer.ForEachPiece(part, [&](std::string_view piece) { encoder.Append(piece, ids); }); };
+  auto encode_text = [&](std::string_view part) { p.pretokenizer.ForEachPiece(part, [&](std::string_view piece) { encoder.Append(piece); }); };
   for (const auto& [outer, outer_id] : p.added_first.Split(text, options.parse_special)) {
     if (outer_id >= 0) {
-      ids.push_back(outer_id);
+      encoder.AppendToken(outer_id);
       continue;
     }
-    for (const auto& [inner, inner_id] : p.added_then.Split(outer, options.parse_special)) inner_id >= 0 ? ids.push_back(inner_id) : encode_text(inner);
+    for (const auto& [inner, inner_id] : p.added_then.Split(outer, options.parse_special)) inner_id >= 0 ? encoder.AppendToken(inner_id) : encode_text(inner);
   }
+  encoder.Flush();
   if (options.add_special) ids.insert(ids.end(), p.around.after.begin(), p.around.after.end());
   return ids;
 }

@@ -64,6 +64,7 @@ uint64_t HashBytes(std::string_view s) {
 Vocabulary::Vocabulary(const TokenizerJson& file, const std::vector<Added>& added) {
   bytes_.reserve(file.text.size() / 4);
   table_.resize(std::bit_ceil(2 * file.vocab.size() + 1));
+  filter_.resize(std::bit_ceil(file.vocab.size() / 8 + 1));
   auto count = static_cast<int64_t>(file.vocab.size() + added.size());
   if (count > INT32_MAX) throw Error("{}: {} tokens, expected fewer than 2^31", file.path, count);
   spans_.assign(static_cast<size_t>(count), {kUnset, 0});
@@ -114,6 +115,7 @@ bool Vocabulary::Insert(int32_t id) {
   for (size_t i = hash;; ++i) {
     Slot& slot = table_[i & (table_.size() - 1)];
     if (slot.id < 0) {
+      filter_[hash / 64 & (filter_.size() - 1)] |= uint64_t{1} << hash % 64;
       slot = {hash, id};
       return true;
     }
@@ -123,6 +125,7 @@ bool Vocabulary::Insert(int32_t id) {
 
 int32_t Vocabulary::FindBytes(std::string_view bytes) const {
   auto hash = static_cast<uint32_t>(HashBytes(bytes));
+  if (!(filter_[hash / 64 & (filter_.size() - 1)] >> hash % 64 & 1)) return -1;
   for (size_t i = hash;; ++i) {
     const Slot& slot = table_[i & (table_.size() - 1)];
     if (slot.id < 0 || (slot.hash == hash && Bytes(slot.id) == bytes)) return slot.id;

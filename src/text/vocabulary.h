@@ -53,6 +53,7 @@ class Vocabulary {
 
   std::string bytes_;
   std::vector<Span> spans_;                               // by id
+  std::vector<uint64_t> filter_;                          // a bit for each hash in the table, eight times as many: says no without leaving a core's cache
   std::vector<Slot> table_;                               // open addressing, at most half full; the model's byte-level tokens
   std::map<std::string, int32_t, std::less<>> verbatim_;  // the others, by content
 };
