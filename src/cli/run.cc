@@ -17,6 +17,7 @@
 #include "base/thread_pool.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/sampling_flags.h"
 #include "cli/verbs.h"
 #include "engine/engine.h"
 #include "io/checkpoint.h"
@@ -31,12 +32,10 @@ struct RunFlags {
   std::string model, prompt, file;
   bool has_prompt = false;
   int64_t tokens = 256;
-  Sampling sampling{.temperature = 0.8, .top_p = 0.95};
-  std::optional<uint64_t> seed;
-  std::vector<std::string> stop;
+  SamplingFlags sampling;
   int threads = 0;  // 0: one for each core
   int64_t context = 0;
-  bool greedy = false, ignore_eos = false, ids = false, json = false;
+  bool ids = false, json = false;
 };
 
 double SecondsSince(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
@@ -119,25 +118,19 @@ std::string Json(const Report& report, const Generation& g) {
 }
 
 // The line under the text: what ran, and how fast. The rate of bytes is that of the weights, which every token reads once (a small model's from a cache).
-std::string ClosingLine(const Report& report, const Generation& g, const Model& model, const Engine& engine, const RunFlags& flags) {
+std::string ClosingLine(const Report& report, const Generation& g, const Model& model, const Engine& engine, const Sampling& sampling) {
   std::string line = fmt::format(" {} · {} {} · loaded {} · prompt {} tok {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))),
                                  MainDtype(model), HumanSeconds(report.load_seconds), report.prompt_tokens, HumanSeconds(g.prompt_seconds));
   line += fmt::format(" · {} tok", g.tokens.size());
   if (const double rate = Rate(g.steps, g.step_seconds); rate > 0)
     line += fmt::format(" at {} tok/s ({}/s)", HumanCount(rate), HumanBytes(rate * static_cast<double>(engine.StepWeightBytes())));
-  if (flags.sampling.temperature > 0) line += fmt::format(" · seed {}", report.seed);
+  if (sampling.temperature > 0) line += fmt::format(" · seed {}", report.seed);
   if (g.finish == FinishReason::kInterrupted) line += " · interrupted";
   return line;
 }
 
-void Run(RunFlags flags) {
-  if (flags.greedy) flags.sampling.temperature = 0;
-  flags.sampling.seed = flags.seed ? *flags.seed : std::random_device{}();
-  try {
-    flags.sampling.Validate();
-  } catch (const Error& e) {
-    throw UsageError("{}", e.what());
-  }
+void Run(const RunFlags& flags) {
+  const Sampling sampling = flags.sampling.Read();
   const std::string directory = flags.model.empty() ? DefaultModel() : flags.model;
   const std::string prompt = ReadPrompt(flags);
 
@@ -145,13 +138,13 @@ void Run(RunFlags flags) {
   const Model model = LoadModel(directory);
   std::optional<Tokenizer> tokenizer;
   if (!flags.ids) tokenizer = LoadTokenizer(directory);
-  Report report{.model = ModelName(directory), .seed = flags.sampling.seed, .load_seconds = SecondsSince(start)};
+  Report report{.model = ModelName(directory), .seed = sampling.seed, .load_seconds = SecondsSince(start)};
 
   Request request{.prompt = tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt),
                   .max_tokens = flags.tokens,
-                  .sampling = flags.sampling,
-                  .stop = flags.stop,
-                  .ignore_eos = flags.ignore_eos,
+                  .sampling = sampling,
+                  .stop = flags.sampling.stop(),
+                  .ignore_eos = flags.sampling.ignore_eos(),
                   .interrupted = [] { return InterruptSignal() != 0; }};
   report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   Engine engine(model, tokenizer ? &*tokenizer : nullptr,
@@ -170,7 +163,7 @@ void Run(RunFlags flags) {
   const Generation generation = engine.Generate(request, [](std::string_view piece) { WriteAll(kStandardOutput, piece); });
   const std::string& last = generation.text.empty() ? prompt : generation.text;
   if (!last.ends_with('\n')) WriteAll(kStandardOutput, "\n");
-  std::fprintf(stderr, "%s\n", ClosingLine(report, generation, model, engine, flags).c_str());
+  std::fprintf(stderr, "%s\n", ClosingLine(report, generation, model, engine, sampling).c_str());
 }
 
 }  // namespace
@@ -186,24 +179,13 @@ void AddRun(CLI::App& app) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
       ->type_name("N")
       ->capture_default_str();
-  run->add_option("--temperature,--temp", flags->sampling.temperature, "Chance: 0 always takes the likeliest token")->type_name("X")->capture_default_str();
-  run->add_flag("--greedy", flags->greedy, "The same as --temperature 0");
-  run->add_option("--top-k", flags->sampling.top_k, "Choose among the K likeliest tokens; 0: all")->type_name("K")->capture_default_str();
-  run->add_option("--top-p", flags->sampling.top_p, "Choose among the likeliest tokens that make up this probability")->type_name("P")->capture_default_str();
-  run->add_option("--min-p", flags->sampling.min_p, "Choose among tokens of at least P times the likeliest one's probability")
-      ->type_name("P")
-      ->capture_default_str();
-  run->add_option("--seed", flags->seed, "Of the choices: the same seed writes the same text (default: a new one each time, shown below the text)")
-      ->check([](const std::string& typed) { return std::string(typed.starts_with('-') ? "expected a whole number of at least 0" : ""); })
-      ->type_name("N");
-  run->add_option("--stop", flags->stop, "End before this text; may be given several times")->type_name("TEXT")->allow_extra_args(false)->take_all();
-  run->add_flag("--ignore-eos", flags->ignore_eos, "Write on after a token that ends a text");
   run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(CLI::Range(1, 1024))->type_name("N");
   run->add_option("--context", flags->context, "Tokens that attention has room for (default: what the prompt and -n need)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->type_name("N");
   run->add_flag("--ids", flags->ids, "Prompt and text are token ids; needs no tokenizer");
   run->add_flag("--json", flags->json, "Write one object: text, tokens, finish_reason, prompt_tokens, seed, times");
+  flags->sampling.AddTo(*run);
   run->callback([flags, prompt] {
     flags->has_prompt = prompt->count() > 0;
     Run(*flags);

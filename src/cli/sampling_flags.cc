@@ -1,0 +1,73 @@
+#include "cli/sampling_flags.h"
+
+#include <charconv>
+#include <limits>
+#include <random>
+
+#include "base/error.h"
+
+namespace bamba::cli {
+namespace {
+
+constexpr const char* kGroup = "How tokens are chosen";
+
+template <typename Number>
+bool ParseWhole(std::string_view text, Number& number) {
+  const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return fault == std::errc() && end == text.data() + text.size();
+}
+
+}  // namespace
+
+std::pair<int32_t, double> ParseLogitBias(std::string_view text) {
+  const size_t at = text.find('=');
+  int32_t id = 0;
+  double value = 0;
+  if (at == std::string_view::npos || !ParseWhole(text.substr(0, at), id) || !ParseWhole(text.substr(at + 1), value))
+    throw UsageError("--logit-bias is '{}'; expected ID=VALUE, such as 42=-5, or 42=-inf for a token that is never chosen (`bamba tokenize` shows ids)", text);
+  return {id, value};
+}
+
+void SamplingFlags::AddTo(CLI::App& verb) {
+  const auto number = [&](const char* names, auto& value, const char* help, const char* type) {
+    verb.add_option(names, value, help)->type_name(type)->capture_default_str()->group(kGroup);
+  };
+  const auto list = [&](const char* names, auto& values, const char* help, const char* type) {
+    verb.add_option(names, values, help)->type_name(type)->allow_extra_args(false)->take_all()->group(kGroup);
+  };
+  number("--temperature,--temp", sampling_.temperature, "Chance: 0 always takes the likeliest token", "X");
+  verb.add_flag("--greedy", greedy_, "The same as --temperature 0")->group(kGroup);
+  number("--top-k", sampling_.top_k, "Choose among the K likeliest tokens; 0: all", "K");
+  number("--top-p", sampling_.top_p, "Choose among the likeliest tokens that make up this probability", "P");
+  number("--min-p", sampling_.min_p, "Choose among tokens of at least P times the likeliest one's probability", "P");
+  number("--typical", sampling_.typical_p, "Choose among the tokens, up to this probability, whose surprise is nearest to the average one", "P");
+  number("--repeat-penalty", sampling_.repetition_penalty,
+         "Divide the positive logits of tokens that came before, in the prompt too, and multiply the negative ones; 1: none", "X");
+  number("--presence-penalty", sampling_.presence_penalty, "Subtract this from the logits of tokens that were chosen before", "X");
+  number("--frequency-penalty", sampling_.frequency_penalty, "The same, once for each time", "X");
+  list("--logit-bias", logit_bias_, "Add VALUE, -100 to 100, to the logit of a token; -inf: never choose it; may be given several times", "ID=VALUE");
+  verb.add_option("--seed", seed_, "Of the choices: the same seed writes the same text (default: a new one each time, shown below the text)")
+      ->check([](const std::string& typed) { return std::string(typed.starts_with('-') ? "expected a whole number of at least 0" : ""); })
+      ->type_name("N")
+      ->group(kGroup);
+
+  list("--stop", stop_, "End before this text; may be given several times", "TEXT");
+  verb.add_flag("--ignore-eos", ignore_eos_, "Write on after a token that ends a text")->group(kGroup);
+}
+
+Sampling SamplingFlags::Read() const {
+  Sampling sampling = sampling_;
+  if (greedy_) sampling.temperature = 0;
+  sampling.seed = seed_ ? *seed_ : std::random_device{}();
+  for (const std::string& bias : logit_bias_) sampling.logit_bias.push_back(ParseLogitBias(bias));
+  for (const std::string& stop : stop_)
+    if (stop.empty()) throw UsageError("--stop is empty; give the text to end before");
+  try {
+    sampling.Validate();
+  } catch (const Error& e) {
+    throw UsageError("{}", e.what());
+  }
+  return sampling;
+}
+
+}  // namespace bamba::cli
