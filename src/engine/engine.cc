@@ -184,6 +184,10 @@ Generation Engine::Generate(const Request& request, const std::function<void(std
       result.finish = FinishReason::kEos;
       break;
     }
+    if (std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token) != request.stop_tokens.end()) {
+      result.finish = FinishReason::kStop;
+      break;
+    }
     result.tokens.push_back(token);
     out.Push(token);
     if (out.stopped()) {

@@ -16,8 +16,9 @@ struct Request {
   int64_t max_tokens = 0;       // of each text
   int completions = 1;          // texts; the prompt is read once. Text i is the one that a request of its own with `sampling.seed` + i would give
   Sampling sampling;
-  std::vector<std::string> stop;  // a text ends before the first of these
-  bool ignore_eos = false;
+  std::vector<std::string> stop;      // a text ends before the first of these
+  std::vector<int32_t> stop_tokens;   // each ends a text, and is no part of it; beside the model's own
+  bool ignore_eos = false;            // the model's own don't
   std::function<bool()> interrupted;  // asked between steps; may be empty
 };
 
