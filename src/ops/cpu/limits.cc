@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "base/buffer.h"
+#include "ops/cpu/x86_limits.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/limits.cc"
@@ -33,18 +34,18 @@ float SumUp(const float* p, int64_t n) {
   return hn::GetLane(hn::SumOfLanes(f, hn::Add(hn::Add(a, b), hn::Add(c, d))));
 }
 
-// Operations done in `rounds` rounds; *result depends on all of them.
-double MultiplyAdd(int64_t rounds, float* result) {
+double MultiplyAdd(int64_t rounds) {
+  static std::atomic<float> sink;  // so that the compiler must compute the sums
   const Floats f;
   const auto factor = hn::Set(f, 0.999999f), term = hn::Set(f, 1e-7f);
   hn::Vec<Floats> x[kSums];
 #pragma GCC unroll 12
-  for (int i = 0; i < kSums; i++) x[i] = hn::Set(f, *result + static_cast<float>(i));  // different, or the compiler would compute one alone
+  for (int i = 0; i < kSums; i++) x[i] = hn::Set(f, static_cast<float>(i));  // different, or the compiler would compute one alone
   for (int64_t i = 0; i < rounds; i++)
 #pragma GCC unroll 12
     for (auto& v : x) v = hn::MulAdd(v, factor, term);
   for (int i = 1; i < kSums; i++) x[0] = hn::Add(x[0], x[i]);
-  *result = hn::GetLane(x[0]);
+  sink = hn::GetLane(x[0]);
   return 2.0 * kSums * static_cast<double>(rounds) * static_cast<double>(hn::Lanes(f));
 }
 
@@ -75,36 +76,45 @@ double BestRate(double seconds, const Run& run) {
   return best;
 }
 
+double ArithmeticRate(ThreadPool& threads, double seconds, ArithmeticKernel kernel) {
+  constexpr int64_t kRounds = 1 << 15, kPiecesPerThread = 8;
+  if (!kernel) return 0;
+  return BestRate(seconds, [&] {
+    std::atomic<double> operations{0};
+    threads.For(kPiecesPerThread * threads.threads(), 1, [&](int64_t, int64_t, int) { operations.fetch_add(kernel(kRounds)); });
+    return operations.load();
+  });
+}
+
 }  // namespace
 
-double ReadBandwidth(ThreadPool& threads, double seconds) {
-  constexpr int64_t kFloats = (int64_t{1} << 30) / 4, kPiece = 1 << 20;
-  const Buffer buffer(kFloats * sizeof(float));
+double ReadBandwidth(ThreadPool& threads, double seconds, size_t bytes) {
+  // Timed slice by slice: one is read within the time that a busy system leaves a thread its core, and is out of the caches when its turn comes again.
+  constexpr int64_t kSlices = 8;
+  const int64_t slice = static_cast<int64_t>(bytes / sizeof(float)) / kSlices, piece = std::clamp<int64_t>(slice / (16 * threads.threads()), 4096, 1 << 20);
+  const Buffer buffer(static_cast<size_t>(slice * kSlices) * sizeof(float));
   float* data = reinterpret_cast<float*>(buffer.data());
-  threads.For(kFloats, kPiece, [&](int64_t begin, int64_t end, int) {
+  threads.For(slice * kSlices, piece, [&](int64_t begin, int64_t end, int) {
     uint32_t random = static_cast<uint32_t>(begin) | 1;
     for (int64_t i = begin; i < end; i++) data[i] = static_cast<float>(random = random * 1664525 + 1013904223);
   });
   std::atomic<float> sink{0};
+  int64_t round = 0;
   return BestRate(seconds, [&] {
-    threads.For(kFloats, kPiece, [&](int64_t begin, int64_t end, int) { sink = HWY_DYNAMIC_DISPATCH(SumUp)(data + begin, end - begin); });
-    return static_cast<double>(buffer.size());
+    const float* at = data + round++ % kSlices * slice;
+    threads.For(slice, piece, [&](int64_t begin, int64_t end, int) { sink = HWY_DYNAMIC_DISPATCH(SumUp)(at + begin, end - begin); });
+    return static_cast<double>(static_cast<size_t>(slice) * sizeof(float));
   });
 }
 
 double FmaRate(ThreadPool& threads, double seconds) {
-  constexpr int64_t kRounds = 1 << 15;
-  std::atomic<float> sink{1};
-  return BestRate(seconds, [&] {
-    std::atomic<double> operations{0};
-    threads.For(8 * threads.threads(), 1, [&](int64_t, int64_t, int) {
-      float result = sink;
-      operations.fetch_add(HWY_DYNAMIC_DISPATCH(MultiplyAdd)(kRounds, &result));
-      sink = result;
-    });
-    return operations.load();
-  });
+  return ArithmeticRate(threads, seconds, [](int64_t rounds) { return HWY_DYNAMIC_DISPATCH(MultiplyAdd)(rounds); });
 }
+
+double Bf16DotRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Bf16DotKernel()); }
+double Int8DotRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Int8DotKernel()); }
+double Bf16TileRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Bf16TileKernel()); }
+double Int8TileRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Int8TileKernel()); }
 
 }  // namespace bamba::cpu
 #endif

@@ -1,12 +1,25 @@
 #pragma once
 
+#include <cstddef>
+
 #include "base/thread_pool.h"
 
 namespace bamba::cpu {
 
-// What the memory and the arithmetic of this machine allow the pool's threads, at the current SIMD level: the yardstick beside which speeds are reported. Each
-// takes about `seconds` and gives the best of its repeats, so that a moment when another process had the cores does not count.
-double ReadBandwidth(ThreadPool& threads, double seconds = 0.5);  // bytes per second, of summing up random floats in 1 GiB
-double FmaRate(ThreadPool& threads, double seconds = 0.2);        // floating-point operations per second, two for each lane of a fused multiply-add, in f32
+// What the memory and the arithmetic of this machine allow the pool's threads: the yardstick beside which speeds are reported. Each takes about `seconds` and
+// gives the best of its repeats, so that a moment when another process had the cores does not count.
+
+// Bytes per second, of summing up `bytes` of random floats. A buffer that fits the caches tells what they can do.
+inline constexpr size_t kLimitBytes = size_t{1} << 30;
+double ReadBandwidth(ThreadPool& threads, double seconds = 0.5, size_t bytes = kLimitBytes);
+
+// Floating-point operations per second in f32, at the current SIMD level: two for each lane of a fused multiply-add.
+double FmaRate(ThreadPool& threads, double seconds = 0.2);
+
+// Operations per second of instructions for narrow numbers, two for each product that is added; 0 where the processor or the system lacks them.
+double Bf16DotRate(ThreadPool& threads, double seconds = 0.2);   // AVX512-BF16
+double Int8DotRate(ThreadPool& threads, double seconds = 0.2);   // AVX512-VNNI
+double Bf16TileRate(ThreadPool& threads, double seconds = 0.2);  // AMX
+double Int8TileRate(ThreadPool& threads, double seconds = 0.2);  // AMX
 
 }  // namespace bamba::cpu
