@@ -19,6 +19,7 @@ constexpr int kBlock = 8;
 constexpr int kGroup = 4;  // outputs whose lanes are added together
 constexpr int kTileRows = HWY_TARGET == HWY_AVX2 ? 3 : 6;
 constexpr int kTileSums = kTileRows * kGroup;
+constexpr int64_t kCacheLine = 64;
 
 // Many rows: a part of x and of W is copied to panels of this size, W decoded, both in the first and second level cache. Panel rows are padded: with a power of
 // two between them they would compete for the same sets of the cache.
@@ -80,7 +81,8 @@ HWY_INLINE void Finish(const Vec (&sums)[kRows][kOutputs], const float* bias, fl
 }
 
 // kRows rows of x times kOutputs rows of W. Past the last output its row is read again, for nothing, instead of having a kernel for each number.
-template <int kRows, int kOutputs, typename W>
+// kFromMemory: W is not in a cache yet, and the rows after it come next.
+template <int kRows, int kOutputs, bool kFromMemory, typename W>
 HWY_INLINE void MultiplyTile(const Tile<W>& t) {
   const Floats f;
   Vec sums[kRows][kOutputs];
@@ -96,24 +98,35 @@ HWY_INLINE void MultiplyTile(const Tile<W>& t) {
 #pragma GCC unroll 8
   for (int j = 0; j < kOutputs; j++) w[j] = t.w + std::min<int64_t>(j, t.outputs - 1) * t.w_stride;
 
-  const auto step = [&](const auto& load_x, const auto& load_w) HWY_ATTR {
+  const auto step = [&](int64_t k, auto prefetch, const auto& load_x, const auto& load_w) HWY_ATTR {
     Vec xs[kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; r++) xs[r] = load_x(x[r]);
 #pragma GCC unroll 8
     for (int j = 0; j < kOutputs; j++) {
+      // A block ahead: far enough for the second level cache, and across the ends of rows.
+      if (prefetch()) __builtin_prefetch(w[j] + k + kBlock * t.w_stride, 0, 2);
       const Vec ws = load_w(w[j]);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; r++) sums[r][j] = hn::MulAdd(xs[r], ws, sums[r][j]);
     }
   };
+  const auto full_step = [&](int64_t k, auto prefetch) HWY_ATTR {
+    step(
+        k, prefetch, [&](const float* p) HWY_ATTR { return LoadWeights(p + k); }, [&](const W* p) HWY_ATTR { return LoadWeights(p + k); });
+  };
+  constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(W));
   int64_t k = 0;
-  for (; k + kLanes <= t.k; k += kLanes) {
-    step([&](const float* p) HWY_ATTR { return LoadWeights(p + k); }, [&](const W* p) HWY_ATTR { return LoadWeights(p + k); });
+  for (; k + kLine <= t.k; k += kLine) {
+    full_step(k, std::bool_constant<kFromMemory>());
+#pragma GCC unroll 4
+    for (int64_t i = kLanes; i < kLine; i += kLanes) full_step(k + i, std::false_type());
   }
+  for (; k + kLanes <= t.k; k += kLanes) full_step(k, std::false_type());
   if (k < t.k) {
     const int64_t rest = t.k - k;
-    step([&](const float* p) HWY_ATTR { return LoadWeightsPartly(p + k, rest); }, [&](const W* p) HWY_ATTR { return LoadWeightsPartly(p + k, rest); });
+    const auto load = [&](const auto* p) HWY_ATTR { return LoadWeightsPartly(p + k, rest); };
+    step(k, std::false_type(), load, load);
   }
 
   if (t.last) return Finish(sums, t.bias, t.y, t.y_stride, t.outputs);
@@ -142,8 +155,8 @@ void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int6
       WithRows<kTileRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
         constexpr int kRows = decltype(count)::value, kOutputs = kRows * kBlock <= kTileSums ? kBlock : kGroup;
         for (int64_t j = 0; j < outputs; j += kOutputs) {
-          MultiplyTile<kRows, kOutputs>(Tile<W>{x.Row<float>(r), x.stride(0), w.weight.Row<W>(n + j), w_stride, x.cols(),
-                                                std::min<int64_t>(kOutputs, outputs - j), bias + j, y.Row<float>(r) + n + j, y.stride(0)});
+          MultiplyTile<kRows, kOutputs, true>(Tile<W>{x.Row<float>(r), x.stride(0), w.weight.Row<W>(n + j), w_stride, x.cols(),
+                                                      std::min<int64_t>(kOutputs, outputs - j), bias + j, y.Row<float>(r) + n + j, y.stride(0)});
         }
       });
     }
@@ -176,9 +189,9 @@ void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int
         constexpr int kRows = decltype(count)::value;
         CopyPanel(x.Row<float>(row + r) + k, x.stride(0), kRows, part, x_panel);
         for (int64_t j = 0; j < outputs; j += kGroup) {
-          MultiplyTile<kRows, kGroup>(Tile<float>{x_panel, kPanelStride, w_panel + j * kPanelStride, kPanelStride, padded,
-                                                  std::min<int64_t>(kGroup, outputs - j), bias + j, y.Row<float>(row + r) + n + j, y.stride(0),
-                                                  sums + (r * kPanelOutputs + j * kRows) * kLanes, k == 0, k + part == all});
+          MultiplyTile<kRows, kGroup, false>(Tile<float>{x_panel, kPanelStride, w_panel + j * kPanelStride, kPanelStride, padded,
+                                                         std::min<int64_t>(kGroup, outputs - j), bias + j, y.Row<float>(row + r) + n + j, y.stride(0),
+                                                         sums + (r * kPanelOutputs + j * kRows) * kLanes, k == 0, k + part == all});
         }
       });
     }
