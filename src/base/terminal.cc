@@ -1,5 +1,6 @@
 #include "base/terminal.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -20,6 +21,12 @@ extern "C" void OnSignal(int signal) {
 }
 
 }  // namespace
+
+void ReserveStandardStreams() {
+  // open() takes the lowest free number.
+  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) _exit(1);
+}
 
 bool IsTerminal(int fd) { return isatty(fd) == 1; }
 

@@ -6,6 +6,10 @@ namespace bamba {
 
 inline constexpr int kStandardInput = 0, kStandardOutput = 1, kStandardError = 2;
 
+// Opens what of the three the caller closed, such that using it fails as before: without this, the next file opened would take its number, be read as standard
+// input or be written into by messages. For the start of a program.
+void ReserveStandardStreams();
+
 bool IsTerminal(int fd);
 int TerminalColumns();  // of standard error; 80 where unknown
 

@@ -1,12 +1,14 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 
 #include "base/error.h"
 #include "base/progress.h"
 #include "base/terminal.h"
 #include "base/units.h"
+#include "cli/default_model.h"
 #include "cli/verbs.h"
 #include "io/checkpoint.h"
 
@@ -39,6 +41,9 @@ void Convert(const ConvertOptions& o) {
   SaveOptions save{.shard_bytes = ParseBytes(o.shard_size), .carry_from = o.in, .replace = o.force};
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16})
     if (o.dtype == Name(dtype)) save.dtype = dtype;
+  std::error_code ignored;
+  if (std::filesystem::equivalent(o.in, o.out, ignored) || std::filesystem::equivalent(ModelFolder(o.in), o.out, ignored))
+    throw UsageError("OUT is the model to read, {}; name another directory", o.in);
   CatchInterrupts();
   const auto start = std::chrono::steady_clock::now();
   const Model model = LoadModel(o.in);
@@ -64,15 +69,17 @@ void Convert(const ConvertOptions& o) {
 void AddConvert(CLI::App& app) {
   auto options = std::make_shared<ConvertOptions>();
   CLI::App* verb = app.add_subcommand("convert", "A checkpoint to another form, dtype or shard size");
-  verb->add_option("in", options->in, "Model to read: a directory, or a weights file beside its config.json")->required();
-  verb->add_option("out", options->out, "Directory to write; it appears whole or not at all")->required();
+  verb->add_option("IN", options->in, "Model to read: a directory, or a weights file beside its config.json")->type_name("MODEL")->required();
+  verb->add_option("OUT", options->out, "Directory to write; it appears whole or not at all")->type_name("DIR")->required();
   verb->add_option("--to", options->form, "Form to write: hf (safetensors) or mamba_ssm (pytorch_model.bin); that of IN if not given")
       ->check(CLI::IsMember({"hf", "mamba_ssm"}));
   verb->add_option("--dtype", options->dtype, "Number type of all weights, or keep: each its own")
       ->check(CLI::IsMember({"keep", "f32", "bf16", "f16"}))
       ->capture_default_str();
-  verb->add_option("--shard-size", options->shard_size, "Largest safetensors file, such as 500MB or 2GiB; a tensor is never split")->capture_default_str();
-  verb->add_flag("--force", options->force, "Replace a model that OUT holds already");
+  verb->add_option("--shard-size", options->shard_size, "Largest safetensors file, such as 500MB or 2GiB; a tensor is never split")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  verb->add_flag("--force", options->force, "Where OUT holds a model, replace it and all that lies beside it");
   verb->callback([options] { Convert(*options); });
 }
 

@@ -28,4 +28,15 @@ std::string DefaultModel() {
   throw Error("no model named, and the one that comes with bamba is not beside {}; name a model's directory, or set BAMBA_MODEL to it", program.string());
 }
 
+std::string ModelFolder(const std::string& model) {
+  std::error_code ignored;
+  if (fs::is_directory(model, ignored)) return model;
+  const std::string folder = fs::path(model).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+void AddModel(CLI::App& verb, std::string& model) {
+  verb.add_option("MODEL", model, "The model's directory (default: the small one that comes with bamba)")->type_name("MODEL");
+}
+
 }  // namespace bamba::cli

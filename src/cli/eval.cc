@@ -10,6 +10,7 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/values.h"
 #include "cli/verbs.h"
 #include "engine/plan.h"
 #include "engine/runtime.h"
@@ -56,9 +57,10 @@ void RunPerplexity(PerplexityFlags flags) {
     throw UsageError("--stride {} is more than --window {}: tokens between windows would not be scored", options.stride, options.window);
   if (flags.model.empty()) flags.model = DefaultModel();
   const std::string text = ReadFile(flags.file);
-  const Tokenizer tokenizer = Tokenizer::Load(flags.model);
   const Model model = LoadModel(flags.model);
+  const Tokenizer tokenizer = Tokenizer::Load(ModelFolder(flags.model));
   const std::vector<int32_t> tokens = tokenizer.Encode(text);
+  if (tokens.size() < 2) throw Error("{}: has {} tokens; expected at least 2, one to read and one to predict", flags.file, tokens.size());
   std::vector<int32_t> bytes;
   for (int32_t id : tokens) bytes.push_back(static_cast<int32_t>(tokenizer.TokenBytes(id).size()));
   for (int32_t id : tokens)
@@ -88,19 +90,19 @@ void RunPerplexity(PerplexityFlags flags) {
 void AddPerplexity(CLI::App& eval) {
   auto flags = std::make_shared<PerplexityFlags>();
   CLI::App* verb = eval.add_subcommand("perplexity", "How well a model predicts a text");
-  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
-  verb->add_option("-f,--file", flags->file, "The text; - is standard input")->required();
+  AddModel(*verb, flags->model);
+  verb->add_option("-f,--file", flags->file, "The text; - is standard input")->type_name("FILE")->required();
   verb->add_option("--window", flags->options.window, "Tokens a window reads, each from the empty state")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->check(Between(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
   verb->add_option("--stride", flags->stride,
                    "Tokens between windows; less than the window: each token but the first window's is scored with at least window − stride before it "
                    "(default: the window)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  verb->add_option("-t,--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+      ->check(Between(int64_t{1}, int64_t{1} << 24));
+  verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->check(Between(int64_t{1}, int64_t{1} << 40));
+  verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
   verb->add_flag("--json", flags->json, "One JSON object: nll_per_token, perplexity, perplexity_se, bits_per_byte, tokens, windows");
-  verb->footer("\nexample: bamba eval perplexity models/mini -f book.txt --window 1024 --max-windows 64");
+  verb->footer("example: bamba eval perplexity models/mini -f book.txt --window 1024 --max-windows 64");
   verb->callback([flags] { RunPerplexity(*flags); });
 }
 
@@ -158,12 +160,12 @@ void RunLogits(LogitsFlags flags) {
 void AddLogits(CLI::App& eval) {
   auto flags = std::make_shared<LogitsFlags>();
   CLI::App* verb = eval.add_subcommand("logits", "Logits of given tokens, written to a file");
-  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
-  verb->add_option("--ids", flags->ids, "safetensors with input_ids [B, T]; each row starts from the empty state")->required();
-  verb->add_option("-o,--out", flags->out, "safetensors to write: logits [B, T, vocab], f32")->required();
+  AddModel(*verb, flags->model);
+  verb->add_option("--ids", flags->ids, "safetensors with input_ids [B, T]; each row starts from the empty state")->type_name("FILE")->required();
+  verb->add_option("-o,--out", flags->out, "safetensors to write: logits [B, T, vocab], f32")->type_name("FILE")->required();
   verb->add_flag("--hidden", flags->hidden, "Also hidden.i [B, T, dim]: 0 the embedding, i before layer i, the last one after the final norm");
-  verb->add_option("-t,--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  verb->footer("\nexample: bamba eval logits models/mini --ids ids.safetensors -o out.safetensors --hidden");
+  verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
+  verb->footer("example: bamba eval logits models/mini --ids ids.safetensors -o out.safetensors --hidden");
   verb->callback([flags] { RunLogits(*flags); });
 }
 

@@ -8,6 +8,7 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/values.h"
 #include "cli/verbs.h"
 #include "engine/plan.h"
 #include "io/checkpoint.h"
@@ -202,13 +203,11 @@ void RunInfo(Flags flags) {
 void AddInfo(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = app.add_subcommand("info", "What a model is made of, and the memory it takes");
-  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
-  verb->add_option("--context", flags->context, "Tokens of a sequence to plan memory for")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
-      ->capture_default_str();
-  verb->add_option("--batch", flags->batch, "Sequences at a time to plan memory for")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  AddModel(*verb, flags->model);
+  verb->add_option("--context", flags->context, "Tokens of a sequence to plan memory for")->check(Between(int64_t{1}, int64_t{1} << 40))->capture_default_str();
+  verb->add_option("--batch", flags->batch, "Sequences at a time to plan memory for")->check(Between(1, 1 << 20))->capture_default_str();
   verb->add_flag("--json", flags->json, "One JSON object");
-  verb->footer("\nexample: bamba info models/mini --context 8192 --batch 4");
+  verb->footer("example: bamba info models/mini --context 8192 --batch 4");
   verb->callback([flags] { RunInfo(*flags); });
 }
 

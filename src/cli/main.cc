@@ -6,6 +6,8 @@
 
 #include "base/error.h"
 #include "base/terminal.h"
+#include "cli/command.h"
+#include "cli/help.h"
 #include "cli/usage.h"
 #include "cli/verbs.h"
 #include "ops/cpu/simd.h"
@@ -13,30 +15,31 @@
 namespace bamba::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
-Examples:
+constexpr const char* kExamples = R"(examples:
   bamba run -p "The lighthouse keeper"          continue a text with the small model that comes along
   bamba run MODEL -f story.txt -n 500 --seed 1  a model's directory, a prompt from a file, a text that comes again
   bamba run MODEL --greedy --json < prompt.txt  the likeliest text, for a script
 
 A MODEL is a directory as Hugging Face has it: config.json, *.safetensors, tokenizer.json.
-`bamba VERB --help` explains one verb.)";
+`bamba COMMAND --help` explains one command.)";
 
 void Main(int argc, char** argv) {
   CLI::App app("The whole life of the Bamba language models in one program.", "bamba");
-  app.set_version_flag("--version", "bamba " BAMBA_VERSION);
+  app.set_help_flag("-h,--help", "This text");
+  app.set_version_flag("--version", "bamba " BAMBA_VERSION, "The program's version");
   app.require_subcommand(1);
-  app.footer(kExamples);
   AddRun(app);
   AddInfo(app);
   AddEval(app);
   AddVerify(app);
   AddConvert(app);
   AddTokenize(app);
+  app.footer(kExamples);  // behind the verbs, which would inherit it
+  RefuseEmptyPaths(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    WriteAll(kStandardOutput, app.help());
+    WriteAll(kStandardOutput, HelpText(Describe(ParsedVerb(app))));
   } catch (const CLI::CallForVersion& version) {
     WriteAll(kStandardOutput, std::string(version.what()) + "\n");
   } catch (const CLI::ParseError& fault) {
@@ -58,6 +61,7 @@ int ExitCode(int otherwise) { return InterruptSignal() ? 128 + InterruptSignal()
 
 int main(int argc, char** argv) {
   using namespace bamba;
+  ReserveStandardStreams();
   IgnoreClosedPipes();
   try {
     cpu::ChooseSimd();

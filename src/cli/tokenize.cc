@@ -167,22 +167,23 @@ void AddTokenize(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("tokenize", "Text to token ids and back");
   auto request = std::make_shared<Request>();
   verb->add_option("TEXT", request->texts, "Each is a text of its own; with none, and no -f, standard input is one");
-  verb->add_option("--tokenizer", request->tokenizer, "A tokenizer.json, or a directory that holds one; default: the model that ships inside");
-  verb->add_option("-f,--file", request->files, "Files to read, each one text; - is standard input");
+  verb->add_option("--tokenizer", request->tokenizer, "A tokenizer.json, or a directory that holds one (default: that of the model that comes with bamba)")
+      ->type_name("FILE");
+  verb->add_option("-f,--file", request->files, "Files to read, each one text; - is standard input")->type_name("FILE");
   auto* decode = verb->add_flag("--decode", request->decode, "The texts are token ids; write what they stand for");
   auto* count = verb->add_flag("--count", request->count, "Write how many tokens there are, of each file and in total");
   auto* json = verb->add_flag("--json", request->json, "Write one JSON object a text");
   auto* no_bos = verb->add_flag("--no-bos", request->no_bos, "Do not put the tokenizer's template (such as its begin-of-text token) around a text");
   auto* no_special = verb->add_flag("--no-special", request->no_special, "Strings of special tokens in a text are text");
   auto* skip_special = verb->add_flag("--skip-special", request->skip_special, "With --decode: leave special tokens out");
-  auto* check = verb->add_option("--check", request->vectors, "Compare with recorded cases (.jsonl); any difference is exit code 1");
+  auto* check = verb->add_option("--check", request->vectors, "Compare with recorded cases (.jsonl); any difference is exit code 1")->type_name("FILE");
   auto* bench = verb->add_flag("--bench", request->bench, "Write how fast the texts are encoded, in one pass each");
   decode->excludes(count, no_bos, no_special);
   skip_special->needs(decode);
   check->excludes(decode, count, json, no_bos, no_special);
   bench->excludes(decode, count, json, no_bos, no_special, check);
   verb->footer(
-      "Examples:\n"
+      "examples:\n"
       "  bamba tokenize \"Once upon a time\"                      ids, the begin-of-text token first\n"
       "  bamba tokenize --tokenizer MODEL_DIR --count -f *.txt  tokens of each file and in total\n"
       "  bamba tokenize --no-bos < in.txt > ids.txt             and back:\n"

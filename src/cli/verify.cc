@@ -8,6 +8,7 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/values.h"
 #include "cli/verbs.h"
 #include "engine/engine.h"
 #include "engine/plan.h"
@@ -123,6 +124,7 @@ void CheckGreedy(const Model& model, const Flags& flags, Checks& checks) {
 void RunVerify(Flags flags) {
   if (flags.model.empty()) flags.model = DefaultModel();
   Model model = LoadModel(flags.model);
+  if (!flags.reference.empty()) SafetensorsFile{flags.reference};  // its faults before the weights are read, which can take minutes
   Checks checks;
   CheckWeights(model, checks);
   if (!flags.reference.empty()) {
@@ -137,19 +139,20 @@ void RunVerify(Flags flags) {
 void AddVerify(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = app.add_subcommand("verify", "Prove on this machine that a model computes what it should");
-  verb->add_option("MODEL", flags->model, "Directory of the model (default: the small one that comes along)");
+  AddModel(*verb, flags->model);
   verb->add_option("--against", flags->reference,
                    "safetensors with what another implementation computed: input_ids [B, T] and any of logits, hidden.i, labels and grad.NAME, "
                    "generate.greedy; the loss is read "
-                   "from goldens.json beside it");
-  verb->add_option("--atol", flags->atol, "Largest absolute error allowed of a logit or hidden state")->check(CLI::NonNegativeNumber)->capture_default_str();
+                   "from goldens.json beside it")
+      ->type_name("FILE");
+  verb->add_option("--atol", flags->atol, "Largest absolute error allowed of a logit or hidden state")->check(Between(0.0, 1e30))->capture_default_str();
   verb->add_option("--grad-rtol", flags->grad_rtol, "Largest error allowed of a gradient, ‖g − g_ref‖ / ‖g_ref‖ of each tensor")
-      ->check(CLI::NonNegativeNumber)
+      ->check(Between(0.0, 1e30))
       ->capture_default_str();
-  verb->add_option("-t,--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
   verb->footer(
-      "\nWithout --against only the weights are looked at: all must be finite. Exit code 1 where a check fails.\n"
-      "example: bamba verify tests/data/goldens/tiny-a --against tests/data/goldens/tiny-a/goldens.safetensors");
+      "Without --against only the weights are looked at: all must be finite. Exit code 1 where a check fails.\n"
+      "example: bamba verify tests/data/tiny-a --against tests/data/tiny-a/goldens.safetensors");
   verb->callback([flags] { RunVerify(*flags); });
 }
 

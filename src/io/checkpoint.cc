@@ -36,13 +36,17 @@ struct Paths {
   fs::path config, weights;  // weights: empty where there are none
 };
 
+void ExpectExists(const fs::path& path, std::string_view expected) {
+  std::error_code fault;
+  if (!fs::exists(path, fault)) throw Error("{}: {}; expected {}", path.string(), fault ? "cannot be opened: " + fault.message() : "does not exist", expected);
+}
+
 Paths Locate(const std::string& path) {
-  if (!Exists(path)) throw Error("{}: does not exist; expected a model's directory or its .safetensors file", path);
+  ExpectExists(path, "a model's directory or its .safetensors file");
   const bool directory = IsDirectory(path);
   const fs::path folder = directory ? fs::path(path) : fs::path(path).parent_path();
   Paths paths{folder / "config.json", directory ? fs::path() : fs::path(path)};
-  if (!Exists(paths.config))
-    throw Error("{}: does not exist; expected a model's config.json {}", paths.config.string(), directory ? "in its directory" : "beside its weights");
+  ExpectExists(paths.config, directory ? "a model's config.json in its directory" : "a model's config.json beside its weights");
   for (const char* name : kWeightFiles)
     if (paths.weights.empty() && Exists(folder / name)) paths.weights = folder / name;
   return paths;
@@ -119,6 +123,8 @@ ConfigFile ReadConfig(const fs::path& path) {
 
 Checkpoint Open(const std::string& path, const Paths& paths) {
   if (paths.weights.empty()) throw Error("{}: holds no weights; expected model.safetensors, its index of shards, or pytorch_model.bin", path);
+  if (paths.weights.extension() == ".json" && !paths.weights.string().ends_with(".index.json"))
+    throw Error("{}: is no weights file; expected a model's directory, or its weights beside config.json", path);
   Checkpoint checkpoint{.config_file = ReadConfig(paths.config), .config_path = paths.config.string(), .weights_path = paths.weights.string()};
   if (checkpoint.weights_path.ends_with(".index.json"))
     AddShards(checkpoint, paths.weights);
