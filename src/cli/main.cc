@@ -32,6 +32,7 @@ void Main(int argc, char** argv) {
   AddInfo(app);
   AddEval(app);
   AddVerify(app);
+  AddBench(app);
   AddConvert(app);
   AddTokenize(app);
   app.footer(kExamples);  // behind the verbs, which would inherit it

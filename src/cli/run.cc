@@ -1,12 +1,10 @@
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <boost/json.hpp>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <optional>
 #include <random>
@@ -84,14 +82,6 @@ std::vector<int32_t> ParseIds(std::string_view text) {
   return ids;
 }
 
-// The dtype that most of the model's bytes have.
-const char* MainDtype(const Model& model) {
-  std::map<Dtype, size_t> bytes;
-  Weights weights = model.weights;
-  for (const Param& p : Parameters(model.config, weights)) bytes[p.tensor->dtype()] += p.tensor->bytes();
-  return Name(std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; })->first);
-}
-
 struct Report {
   std::string model;
   int64_t prompt_tokens = 0;
@@ -120,7 +110,7 @@ std::string Json(const Report& report, const Generation& g) {
 // The line under the text: what ran, and how fast. The rate of bytes is that of the weights, which every token reads once (a small model's from a cache).
 std::string ClosingLine(const Report& report, const Generation& g, const Model& model, const Engine& engine, const Sampling& sampling) {
   std::string line = fmt::format(" {} · {} {} · loaded {} · prompt {} tok {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))),
-                                 MainDtype(model), HumanSeconds(report.load_seconds), report.prompt_tokens, HumanSeconds(g.prompt_seconds));
+                                 Name(MainDtype(model)), HumanSeconds(report.load_seconds), report.prompt_tokens, HumanSeconds(g.prompt_seconds));
   line += fmt::format(" · {} tok", g.tokens.size());
   if (const double rate = Rate(g.steps, g.step_seconds); rate > 0)
     line += fmt::format(" at {} tok/s ({}/s)", HumanCount(rate), HumanBytes(rate * static_cast<double>(engine.StepWeightBytes())));

@@ -1,5 +1,8 @@
 #include "model/params.h"
 
+#include <algorithm>
+#include <map>
+
 #include "base/buffer.h"
 
 namespace bamba {
@@ -117,6 +120,13 @@ int64_t ParameterCount(const Config& config) {
   int64_t n = 0;
   for (const Param& p : Parameters(config, weights)) n += p.size();
   return n;
+}
+
+Dtype MainDtype(const Model& model) {
+  Weights weights = model.weights;
+  std::map<Dtype, size_t> bytes;
+  for (const Param& p : Parameters(model.config, weights)) bytes[p.tensor->dtype()] += p.tensor->bytes();
+  return std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; })->first;
 }
 
 Model AllocateModel(const Config& config, Dtype dtype) {

@@ -34,6 +34,7 @@ Weights EmptyWeights(const Config& config);
 std::vector<Param> Parameters(const Config& config, Weights& weights);
 void TieHead(const Config& config, Weights& weights);
 int64_t ParameterCount(const Config& config);
+Dtype MainDtype(const Model& model);  // that most bytes of its parameters have
 
 // A model whose parameters are all of one dtype, in one zeroed buffer: for gradients, and for weights that are made rather than loaded.
 Model AllocateModel(const Config& config, Dtype dtype);

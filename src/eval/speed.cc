@@ -1,0 +1,196 @@
+#include "eval/speed.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "engine/runtime.h"
+#include "model/params.h"
+#include "model/random_weights.h"
+#include "ops/cpu/limits.h"
+
+namespace bamba {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int64_t Length(const SpeedTest& test) { return test.context + test.prompt + test.generate; }
+
+PoolSize PoolOf(const Model& model, const SpeedTest& test) {
+  const bool attention = model.config.Count(BlockKind::kAttention) > 0;
+  return {.slots = static_cast<int32_t>(test.batch), .pages = attention ? test.batch * PagesFor(Length(test)) : 0};
+}
+
+int64_t MostRows(const SpeedTest& test) { return test.generate > 0 ? test.batch : std::min(kPrefillRows, test.tokens()); }
+
+// A call of the model: the next rows of sequences [first, first + rows.size()). Those that come to an end, or write, get logits.
+struct Call {
+  size_t first = 0;
+  std::vector<int64_t> rows;
+  int64_t total = 0, scored = 0;
+};
+
+// The call after `done` tokens. Prompts are read one after the other, as many rows at a time as there may be.
+Call CallAfter(const SpeedTest& test, int64_t done) {
+  if (test.generate > 0) return {0, std::vector<int64_t>(static_cast<size_t>(test.batch), 1), test.batch, test.batch};
+  Call call{static_cast<size_t>(done / test.prompt)};
+  for (int64_t at = done; at < test.tokens() && call.total < MostRows(test);) {
+    const int64_t left = test.prompt - at % test.prompt, rows = std::min(left, MostRows(test) - call.total);
+    call.rows.push_back(rows);
+    call.total += rows, call.scored += rows == left, at += rows;
+  }
+  return call;
+}
+
+// Bytes of state that the next row of a sequence at `position` reads.
+double StateBytes(const Config& c, int64_t position) {
+  const int64_t boundary = position >= kSsdChunk ? c.inner() * c.mamba_state : 0, inputs = (c.conv_dim() + c.mamba_heads) * (position % kSsdChunk);
+  const int64_t keys_values = 2 * c.kv_heads * c.head_dim * position;
+  return static_cast<double>(c.Count(BlockKind::kMamba2) * (boundary + inputs) + c.Count(BlockKind::kAttention) * keys_values) * sizeof(float);
+}
+
+// The sequences of a test, moved on by calls.
+class Player {
+ public:
+  Player(const Model& model, const SpeedTest& test, size_t workspace)
+      : model_(model), test_(test), pool_(model.config, PoolOf(model, test)), runtime_(test.threads, workspace) {
+    if (test.context > 0) MakeUpState();
+    for (int64_t i = 0; i < test.batch; i++) {
+      sequences_.push_back(pool_.Allocate().value());
+      CHECK(pool_.Grow(sequences_.back(), Length(test)));
+    }
+  }
+
+  static size_t Workspace(const Model& model, const SpeedTest& test) {
+    return MeasureWorkspace([&](Context& ctx) {
+      Frame frame(ctx);
+      const Rows rows(ctx, model.config, MostRows(test), test.batch);
+      States none;
+      Forward(ctx, model.config, model.weights, StatelessBatch(std::vector<int32_t>(static_cast<size_t>(MostRows(test)))), none, rows.hidden);
+    });
+  }
+
+  // Back to the test's context.
+  void Rewind() {
+    for (SequenceState& sequence : sequences_) sequence.position = sequence.furthest = test_.context;
+  }
+
+  void Run(const Call& call) {
+    Context& ctx = runtime_.context();
+    Frame frame(ctx);
+    const Rows rows(ctx, model_.config, call.total, test_.batch);
+    Batch batch;
+    for (size_t i = 0; i < call.rows.size(); i++) {
+      batch.sequences.push_back(StatePool::Entry(sequences_[call.first + i], batch.rows(), call.rows[i]));
+      for (int64_t row = 0; row < call.rows[i]; row++) batch.tokens.push_back(NextToken());
+    }
+    Forward(ctx, model_.config, model_.weights, batch, pool_.states(), rows.hidden);
+
+    int64_t scored = 0;
+    for (size_t i = 0; i < call.rows.size(); i++) {
+      SequenceState& sequence = sequences_[call.first + i];
+      StatePool::Advance(sequence, call.rows[i]);
+      if (test_.generate == 0 && sequence.position < Length(test_)) continue;
+      const Tensor last = rows.hidden.At(batch.sequences[i].row + call.rows[i] - 1);
+      std::memcpy(rows.scored.At(scored++).data(), last.data(), last.bytes());
+    }
+    CHECK_EQ(scored, call.scored);
+    if (scored > 0) Logits(ctx, model_.config, model_.weights, rows.scored.Rows(0, scored), rows.logits.Rows(0, scored));
+  }
+
+ private:
+  struct Rows {
+    Tensor hidden, scored, logits;
+    Rows(Context& ctx, const Config& c, int64_t rows, int64_t batch)
+        : hidden(ctx.Temp({rows, c.dim})), scored(ctx.Temp({batch, c.dim})), logits(ctx.Temp({batch, c.vocab})) {}
+  };
+
+  int32_t NextToken() {
+    random_ = random_ * 6364136223846793005 + 1442695040888963407;  // Knuth's MMIX
+    return static_cast<int32_t>((random_ >> 33) % static_cast<uint64_t>(model_.config.vocab));
+  }
+
+  void MakeUpState() {
+    uint64_t seed = 1;
+    const auto fill = [&](const Tensor& tensor) {
+      if (tensor) FillRandom(*runtime_.context().threads, tensor, seed++, -1, 1);
+    };
+    for (const MambaState& state : pool_.states().mamba) fill(state.conv), fill(state.xbc), fill(state.dt), fill(state.ssm);
+    for (const KvPages& kv : pool_.states().kv) fill(kv.k), fill(kv.v);
+  }
+
+  const Model& model_;
+  const SpeedTest test_;
+  StatePool pool_;
+  Runtime runtime_;
+  std::vector<SequenceState> sequences_;
+  uint64_t random_ = 1;
+};
+
+// So much is read to measure bandwidth: as much as a step reads, since a model that stays in the caches has their speed for its limit.
+size_t ProbeBytes(const Model& model, const SpeedTest& test) {
+  constexpr double kLeast = 1 << 24;
+  const double step = LimitSeconds(model, {.batch = test.batch, .context = test.context, .generate = 1}, {1, std::numeric_limits<double>::infinity()});
+  return static_cast<size_t>(std::clamp(step, kLeast, static_cast<double>(cpu::kLimitBytes)));
+}
+
+MachineRates MeasureRates(const Model& model, const SpeedTest& test) {
+  ThreadPool threads(test.threads);
+  return {cpu::ReadBandwidth(threads, 0.5, ProbeBytes(model, test)), cpu::FmaRate(threads)};
+}
+
+}  // namespace
+
+double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rates) {
+  const Config& c = model.config;
+  Weights weights = model.weights;
+  double weight_bytes = 0, matrix_numbers = 0;  // of all but embedding and head
+  for (const Param& p : Parameters(c, weights)) {
+    if (p.role != Role::kEmbedding) weight_bytes += static_cast<double>(p.tensor->bytes());
+    if (p.role == Role::kMatrix) matrix_numbers += static_cast<double>(p.size());
+  }
+  const Tensor &head = weights.head.weight, &embedding = weights.embedding.weight;
+  const double row_bytes = static_cast<double>(static_cast<size_t>(c.dim) * SizeOf(embedding.dtype()));
+
+  double seconds = 0;
+  for (int64_t done = 0; done < test.tokens();) {
+    const Call call = CallAfter(test, done);
+    double bytes = weight_bytes, operations = 2 * matrix_numbers * static_cast<double>(call.total);
+    if (call.scored > 0) bytes += static_cast<double>(head.bytes()), operations += 2 * static_cast<double>(head.size() * call.scored);
+    if (!c.tied || call.scored == 0) bytes += row_bytes * static_cast<double>(call.total);
+    for (size_t i = 0; i < call.rows.size(); i++)
+      bytes += StateBytes(c, test.context + (test.generate > 0 ? done / test.batch : i == 0 ? done % test.prompt : 0));
+    seconds += std::max(bytes / rates.bytes, operations / rates.operations);
+    done += call.total;
+  }
+  return seconds;
+}
+
+MemoryPlan PlanSpeed(const Model& model, const SpeedTest& test) {
+  // The probe's memory is given back before the workspace is taken.
+  return PlanMemory(model, PoolOf(model, test), std::max(Player::Workspace(model, test), ProbeBytes(model, test)));
+}
+
+std::optional<SpeedResult> MeasureSpeed(const Model& model, const SpeedTest& test, int repetitions, const std::function<bool(int64_t)>& proceed) {
+  SpeedResult result{MeasureRates(model, test)};
+  Player player(model, test, Player::Workspace(model, test));
+  player.Rewind();
+  if (!proceed(0)) return std::nullopt;
+  player.Run(CallAfter(test, 0));
+  for (int repetition = 0; repetition < repetitions; repetition++) {
+    player.Rewind();
+    const auto start = Clock::now();
+    for (int64_t done = 0; done < test.tokens();) {
+      if (!proceed(repetition * test.tokens() + done)) return std::nullopt;
+      const Call call = CallAfter(test, done);
+      player.Run(call);
+      done += call.total;
+    }
+    result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return result;
+}
+
+}  // namespace bamba

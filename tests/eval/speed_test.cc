@@ -1,0 +1,90 @@
+#include "eval/speed.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "model/params.h"
+#include "tests/support/random_model.h"
+
+namespace bamba {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+// With a rate of 1 for one and ∞ for the other, the limit is the count of bytes or of operations.
+double Bytes(const Model& model, const SpeedTest& test) { return LimitSeconds(model, test, {1, kNever}); }
+double Operations(const Model& model, const SpeedTest& test) { return LimitSeconds(model, test, {kNever, 1}); }
+
+struct Sizes {
+  double all = 0, matrices = 0, embedding = 0;  // numbers
+  explicit Sizes(Model& model) {
+    for (const Param& p : Parameters(model.config, model.weights)) {
+      const auto n = static_cast<double>(p.size());
+      all += n;
+      if (p.role == Role::kMatrix) matrices += n;
+      if (p.name == "model.embed_tokens.weight") embedding = n;
+    }
+  }
+};
+
+TEST(Speed, AWrittenTokenReadsWeightsStateKeysAndValues) {
+  Model model = RandomModel(TinyConfig(3, {1}), 1, Dtype::kBf16);
+  const Sizes sizes(model);
+  // Per sequence at position 70 of two Mamba-2 layers and one of attention: the state of token 64, six inputs x|B|C and dt since, 70 keys and values.
+  const double state = 2 * (6 * 16 * 24 + 6 * (6 * 16 + 2 * 2 * 24 + 6)) + 2 * 70 * 2 * 12;
+  const SpeedTest test = {.batch = 3, .context = 70, .generate = 1};
+  EXPECT_EQ(Bytes(model, test), 2 * (sizes.all - sizes.embedding + 3 * 48) + 4 * 3 * state);
+  EXPECT_EQ(Operations(model, test), 2 * 3 * (sizes.matrices + 131 * 48));
+  // At the start there is no state; token 1 finds that of token 0.
+  const double first = 2 * (sizes.all - sizes.embedding + 48), second = first + 4 * (2 * (6 * 16 + 2 * 2 * 24 + 6) + 2 * 2 * 12);
+  EXPECT_EQ(Bytes(model, {.generate = 2}), first + second);
+}
+
+TEST(Speed, APromptIsReadInCallsAndScoredAtItsEnd) {
+  Config config = TinyConfig(2, {});
+  config.tied = true;
+  Model model = RandomModel(config, 1);
+  const Sizes sizes(model);
+  const SpeedTest test = {.batch = 3, .prompt = 300};
+  EXPECT_EQ(Operations(model, test), 2 * (900 * sizes.matrices + 3 * 131 * 48));
+  // Calls of 256, 256, 256 and 132 rows. They end prompt 0 in the second, 1 in the third and 2 in the fourth; without a head to read, the first reads 256 rows
+  // of the embedding. Prompts go on at 256, 212 and 168, which are past boundaries by 0, 20 and 8 tokens.
+  const double ssm = 6 * 16 * 24, input = 6 * 16 + 2 * 2 * 24 + 6;
+  EXPECT_EQ(Bytes(model, test), 4 * (4 * (sizes.all - sizes.embedding) + 3 * sizes.embedding + 256 * 48 + 2 * (3 * ssm + 28 * input)));
+}
+
+TEST(Speed, ACallTakesTheLongerOfReadingAndArithmetic) {
+  const Model model = RandomModel(TinyConfig(2, {}), 1);
+  const SpeedTest test = {.prompt = 256};
+  const double bytes = Bytes(model, test), operations = Operations(model, test);
+  EXPECT_EQ(LimitSeconds(model, test, {bytes, operations / 3}), 3);
+  EXPECT_EQ(LimitSeconds(model, test, {bytes / 2, operations}), 2);
+}
+
+TEST(Speed, MeasuresEachRepetitionWithinItsPlan) {
+  const Model model = RandomModel(TinyConfig(3, {1}), 1, Dtype::kBf16);
+  for (const SpeedTest& test : {SpeedTest{.batch = 3, .context = 70, .prompt = 200}, SpeedTest{.batch = 4, .generate = 70, .threads = 2},
+                                SpeedTest{.batch = 600, .context = 1, .generate = 1}, SpeedTest{.prompt = 1}}) {
+    int64_t last = -1;
+    const auto result = MeasureSpeed(model, test, 2, [&](int64_t done) {
+      EXPECT_GE(done, last);
+      last = done;
+      return true;
+    });
+    ASSERT_TRUE(result);
+    EXPECT_EQ(result->seconds.size(), 2u);
+    EXPECT_GE(last, test.tokens());
+    EXPECT_LT(last, 2 * test.tokens());
+    for (double seconds : result->seconds) EXPECT_GT(seconds, 0);
+    EXPECT_GT(PlanSpeed(model, test).total(), static_cast<int64_t>(ParameterCount(model.config)) * 2);
+  }
+}
+
+TEST(Speed, EndsWhenTold) {
+  const Model model = RandomModel(TinyConfig(2, {}), 1);
+  EXPECT_FALSE(MeasureSpeed(model, {.generate = 10}, 2, [](int64_t done) { return done < 13; }));
+}
+
+}  // namespace
+}  // namespace bamba
