@@ -9,8 +9,8 @@
 
 namespace bamba {
 
-// A tensor that owns its numbers; absent where default-constructed. A matrix's rows may lie `gap` elements apart, as columns of a wider matrix do; the memory ends with the last number, so that
-// asan sees a read past it.
+// A tensor that owns its numbers; absent where default-constructed. A matrix's rows may lie `gap` elements apart, as columns of a wider matrix do; the memory
+// ends with the last number, so that asan sees a read past it.
 class Numbers {
  public:
   Numbers() = default;
@@ -74,6 +74,6 @@ class Draws {
   std::mt19937_64 random_;
 };
 
-inline bool SameBits(const float* a, const float* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0; }
+inline bool SameBits(const float* a, const float* b, int64_t n) { return n == 0 || std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0; }
 
 }  // namespace bamba
