@@ -138,7 +138,7 @@ size_t ProbeBytes(const Model& model, const SpeedTest& test) {
 
 MachineRates MeasureRates(const Model& model, const SpeedTest& test) {
   ThreadPool threads(test.threads);
-  return {cpu::ReadBandwidth(threads, 0.5, ProbeBytes(model, test)), cpu::FmaRate(threads)};
+  return {cpu::ReadBandwidth(threads, 0.3, ProbeBytes(model, test)), cpu::FmaRate(threads, 0.1)};
 }
 
 }  // namespace
