@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "base/memory.h"
+#include "base/progress.h"
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
@@ -14,9 +15,11 @@
 #include "engine/plan.h"
 #include "engine/runtime.h"
 #include "eval/reference.h"
+#include "eval/trials.h"
 #include "io/checkpoint.h"
 #include "io/json.h"
 #include "model/params.h"
+#include "ops/cpu/simd.h"
 
 namespace bamba::cli {
 namespace {
@@ -25,6 +28,8 @@ struct Flags {
   std::string model, reference;
   double atol = 2e-5, grad_rtol = 1e-4;
   int threads = AvailableCores();
+  int64_t trials = 0;
+  uint64_t seed = 0;
 };
 
 constexpr double kLossTolerance = 1e-5;
@@ -121,6 +126,21 @@ void CheckGreedy(const Model& model, const Flags& flags, Checks& checks) {
   }
 }
 
+void CheckTrials(const Model& model, const Flags& flags, Checks& checks) {
+  Progress progress("trials", flags.trials, "trials");
+  const TrialReport report =
+      RunTrials(model, {.trials = flags.trials, .seed = flags.seed, .threads = flags.threads, .name = flags.model}, [&](const TrialReport& so_far) {
+        progress.Note(fmt::format("{} differing bits", so_far.differing_bits));
+        progress.Advance(so_far.trials);
+      });
+  checks.Line(
+      "trials", report.failed == 0,
+      fmt::format("{} trials at {}: {} rows of logits and {} states from {} batches, {} forks, {} snapshots, {} roll-backs, {} files; {} differing bits{}",
+                  Thousands(report.trials), cpu::SimdName(), Thousands(report.rows), Thousands(report.states), Thousands(report.batches),
+                  Thousands(report.forks), Thousands(report.snapshots), Thousands(report.roll_backs), Thousands(report.files), Thousands(report.differing_bits),
+                  report.failed > 0 ? fmt::format(" in {} trials, first {}", report.failed, report.first) : ""));
+}
+
 void RunVerify(Flags flags) {
   if (flags.model.empty()) flags.model = DefaultModel();
   Model model = LoadModel(flags.model);
@@ -131,6 +151,7 @@ void RunVerify(Flags flags) {
     CheckAgainst(model, flags, checks);
     CheckGreedy(model, flags, checks);
   }
+  if (flags.trials > 0) CheckTrials(model, flags, checks);
   checks.ThrowIfFailed();
 }
 
@@ -149,10 +170,21 @@ void AddVerify(CLI::App& app) {
   verb->add_option("--grad-rtol", flags->grad_rtol, "Largest error allowed of a gradient, ‖g − g_ref‖ / ‖g_ref‖ of each tensor")
       ->check(Between(0.0, 1e30))
       ->capture_default_str();
+  verb->add_option(
+          "--trials", flags->trials,
+          "Play so many random texts in random pieces, batches and numbers of threads, with forks, snapshots, roll-backs and session files in between: "
+          "logits and state must be the same bits as in one piece. BAMBA_SIMD chooses the instruction set")
+      ->check(Between(int64_t{0}, int64_t{1} << 40))
+      ->type_name("N");
+  verb->add_option("--seed", flags->seed, "Of the first trial; the next has the next number")
+      ->check(Between(int64_t{0}, INT64_MAX))
+      ->type_name("N")
+      ->capture_default_str();
   verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
   verb->footer(
-      "Without --against only the weights are looked at: all must be finite. Exit code 1 where a check fails.\n"
-      "example: bamba verify tests/data/tiny-a --against tests/data/tiny-a/goldens.safetensors");
+      "Without --against and --trials only the weights are looked at: all must be finite. Exit code 1 where a check fails.\n"
+      "examples: bamba verify --trials 1000\n"
+      "          bamba verify tests/data/tiny-a --against tests/data/tiny-a/goldens.safetensors");
   verb->callback([flags] { RunVerify(*flags); });
 }
 

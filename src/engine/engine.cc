@@ -3,21 +3,23 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <optional>
+#include <exception>
 #include <utility>
 
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/units.h"
-#include "engine/stop_filter.h"
-#include "text/stream_decoder.h"
+#include "engine/completion.h"
+#include "engine/session.h"
 
 namespace bamba {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+constexpr int64_t kMostTokens = int64_t{1} << 40;  // of a text: far more than anyone waits for, and far from overflow
+
+double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 bool HasAttention(const Config& config) { return config.Count(BlockKind::kAttention) > 0; }
 
@@ -29,60 +31,22 @@ std::vector<int32_t> Ends(const Config& config, const Tokenizer* tokenizer) {
   return {*own};
 }
 
-MemoryPlan FittingPlan(const Model& model, PoolSize size, const std::string& name) {
-  MemoryPlan plan = PlanMemory(model, size, StepWorkspace(model, kPrefillRows));
-  CheckFits(plan, AvailableMemory(), name);
+PoolSize PoolFor(const Config& config, const EngineOptions& options) {
+  const int64_t each = PagesFor(options.context), all = options.kv_tokens > 0 ? PagesFor(options.kv_tokens) : options.sequences * each;
+  return {.slots = options.sequences, .pages = HasAttention(config) ? all : 0, .roll_back = options.roll_back};
+}
+
+MemoryPlan FittingPlan(const Model& model, PoolSize pool, BatchSize batch, const EngineOptions& options) {
+  MemoryPlan plan = PlanMemory(model, pool, StepWorkspace(model, batch.rows, batch.scored));
+  plan.snapshots = options.snapshot_bytes;
+  CheckFits(plan, AvailableMemory(), options.name);
+  if (HasAttention(model.config) && pool.pages < PagesFor(options.context))
+    throw Error("{}: one sequence of {} tokens needs {} pages of keys and values ({}), the plan has {} for all sequences; lower --context", options.name,
+                Thousands(options.context), PagesFor(options.context), HumanBytes(static_cast<double>(PagesFor(options.context) * plan.page)), pool.pages);
   return plan;
 }
 
-// A sequence of a pool for the time of a scope.
-struct Lease {
-  StatePool& pool;
-  SequenceState sequence;
-  explicit Lease(StatePool& from) : pool(from), sequence(from.Allocate().value()) {}
-  ~Lease() { pool.Free(sequence); }
-};
-
-// From tokens to what the reader sees.
-class TextOut {
- public:
-  TextOut(const Tokenizer* tokenizer, const std::vector<std::string>& stop, const std::function<void(std::string_view)>& emit, std::string& text)
-      : filter_(stop), emit_(emit), text_(text) {
-    if (tokenizer) decoder_.emplace(*tokenizer, true);
-  }
-
-  bool stopped() const { return filter_.stopped(); }
-  void Push(int32_t token) { Show(filter_.Push(decoder_ ? decoder_->Push(token) : " " + std::to_string(token))); }
-  void Finish() {
-    if (decoder_) Show(filter_.Push(decoder_->Finish()));
-    Show(filter_.Finish());
-  }
-
- private:
-  void Show(const std::string& piece) {
-    if (piece.empty()) return;
-    text_ += piece;
-    emit_(piece);
-  }
-
-  std::optional<StreamDecoder> decoder_;
-  StopFilter filter_;
-  const std::function<void(std::string_view)>& emit_;
-  std::string& text_;
-};
-
 }  // namespace
-
-const char* Name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kEos: return "eos";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kInterrupted: return "interrupted";
-    case FinishReason::kError: return "error";
-  }
-  return "?";
-}
 
 std::vector<int32_t> EncodePrompt(const Model& model, const Tokenizer& tokenizer, std::string_view text) {
   std::vector<int32_t> ids = tokenizer.Encode(text);
@@ -92,119 +56,308 @@ std::vector<int32_t> EncodePrompt(const Model& model, const Tokenizer& tokenizer
   return {*bos};
 }
 
+// A request while it waits and runs.
+struct Engine::Job {
+  RequestId id;
+  Request request;
+  Listener listener;
+  Session* session;  // whose sequence it continues; null: a sequence of its own
+  int64_t room;      // tokens of each completion
+  Demand demand;     // of all completions
+  bool cancelled = false;
+  Clock::time_point begun = {};
+
+  bool Interrupted() { return cancelled = cancelled || (request.interrupted && request.interrupted()); }
+};
+
+// A completion that runs; while its request's prompt is being read, the first stands for all of them.
+struct Engine::Text {
+  std::shared_ptr<Job> job;
+  int index;
+  SequenceState sequence;
+  Completion completion;
+  Demand holds;
+  std::span<const int32_t> unread;  // of the prompt, then `last`
+  int32_t last = -1;
+  std::optional<Clock::time_point> prompt_read;
+  bool over = false;
+  bool quiet = false;  // its listener has thrown: no more text
+};
+
 Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions options)
     : model_(model),
       tokenizer_(tokenizer),
       options_(std::move(options)),
-      pool_size_{.slots = 1, .pages = HasAttention(model.config) ? PagesFor(options_.context) : 0},
-      plan_(FittingPlan(model, pool_size_, options_.name)),
-      pool_(model.config, pool_size_),
-      runtime_(options_.threads, static_cast<size_t>(plan_.workspace)),
-      ends_(Ends(model.config, tokenizer)) {}
+      batch_size_{.rows = std::max<int64_t>(kPrefillRows, options_.sequences), .scored = options_.sequences},
+      pool_size_(PoolFor(model.config, options_)),
+      plan_(FittingPlan(model, pool_size_, batch_size_, options_)),
+      runner_(model, pool_size_, batch_size_, options_.threads),
+      snapshots_(options_.snapshot_bytes),
+      ends_(Ends(model.config, tokenizer)),
+      free_{.slots = pool_size_.slots, .pages = pool_size_.pages} {
+  const auto sequences = static_cast<size_t>(options_.sequences);
+  running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences);
+}
+
+Engine::~Engine() = default;
 
 int64_t Engine::StepWeightBytes() const { return plan_.weights - (model_.config.tied ? 0 : static_cast<int64_t>(model_.weights.embedding.weight.bytes())); }
 
-void Engine::Check(const Request& request) const {
-  request.sampling.Validate();
-  request.sampling.ValidateIds(model_.config.vocab);
-  const auto tokens = static_cast<int64_t>(request.prompt.size());
-  if (request.prompt.empty()) throw Error("{}: the prompt has no tokens; give at least one", options_.name);
-  for (int32_t id : request.prompt)
+void Engine::CheckPrompt(std::span<const int32_t> prompt, int64_t position) const {
+  const auto tokens = position + static_cast<int64_t>(prompt.size());
+  if (prompt.empty()) throw Error("{}: the prompt has no tokens; give at least one", options_.name);
+  for (int32_t id : prompt)
     if (id < 0 || id >= model_.config.vocab)
       throw Error("{}: the prompt has token id {}, the model knows ids from 0 to {}; is the tokenizer another model's?", options_.name, id,
                   model_.config.vocab - 1);
   if (HasAttention(model_.config) && tokens > options_.context)
-    throw Error("{}: the prompt has {} tokens, the context has room for {}; raise --context", options_.name, Thousands(tokens), Thousands(options_.context));
+    throw Error("{}: the prompt {} {} tokens, the context has room for {}; raise --context", options_.name, position > 0 ? "would make the text" : "has",
+                Thousands(tokens), Thousands(options_.context));
 }
 
-// Tokens that may be chosen: the last one needs no room, since the model doesn't read it.
-int64_t Engine::Room(const Request& request) const {
-  if (!HasAttention(model_.config)) return request.max_tokens;
-  return std::min(request.max_tokens, options_.context - static_cast<int64_t>(request.prompt.size()) + 1);
+void Engine::Check(const Request& request) const {
+  request.sampling.Validate();
+  request.sampling.ValidateIds(model_.config.vocab);
+  CheckPrompt(request.prompt, 0);
+  if (request.completions < 1 || request.completions > options_.sequences)
+    throw Error("{}: {} completions are asked for, the engine has room for {} sequences at a time", options_.name, request.completions, options_.sequences);
 }
 
-// Runs tokens of the sequence; logits [1, vocab] of the last one where wanted.
-void Engine::Step(std::span<const int32_t> tokens, SequenceState& sequence, const Tensor& logits) {
-  const auto rows = static_cast<int64_t>(tokens.size());
-  Context& ctx = runtime_.context();
-  Frame frame(ctx);
-  Tensor hidden = ctx.Temp({rows, model_.config.dim});
-  CHECK_MSG(pool_.Grow(sequence, rows), "no pages for {} tokens at {}", rows, sequence.position);
-  const Batch batch{.tokens = {tokens.begin(), tokens.end()}, .sequences = {StatePool::Entry(sequence, 0, rows)}};
-  Forward(ctx, model_.config, model_.weights, batch, pool_.states(), hidden);
-  StatePool::Advance(sequence, rows);
-  if (logits) Logits(ctx, model_.config, model_.weights, hidden.Rows(rows - 1, 1), logits);
+// Pages that are set aside for a sequence which may come to so many tokens.
+int64_t Engine::PagesOf(int64_t tokens) const { return pool_size_.pages > 0 ? PagesFor(std::min(tokens, options_.context)) : 0; }
 
+RequestId Engine::Submit(Request request, Listener listener) {
+  Check(request);
+  return Queue(std::move(request), std::move(listener), nullptr);
+}
+
+RequestId Engine::Queue(Request request, Listener listener, Session* session) {
+  const int64_t read = (session ? session->sequence_.position : 0) + static_cast<int64_t>(request.prompt.size());
+  // The last token needs no room, since the model doesn't read it.
+  const int64_t room = HasAttention(model_.config) ? std::min(request.max_tokens, options_.context - read + 1) : std::min(request.max_tokens, kMostTokens);
+  // A session has set all of its own aside.
+  const int64_t slots = session ? 0 : request.completions;
+  const Demand demand{.slots = slots, .pages = slots * PagesOf(read + room)};
+  if (demand.pages > pool_size_.pages)
+    throw Error("{}: {} completions of up to {} tokens need {} pages of keys and values, there are {} ({} tokens); ask for fewer tokens or raise --context",
+                options_.name, request.completions, Thousands(read + room), demand.pages, pool_size_.pages, Thousands(pool_size_.pages * kKvBlock));
+  waiting_.push_back(std::make_shared<Job>(Job{.id = next_id_,
+                                               .request = std::move(request),
+                                               .listener = std::move(listener),
+                                               .session = session,
+                                               .room = std::max<int64_t>(0, room),
+                                               .demand = demand}));
+  return next_id_++;
+}
+
+std::optional<SequenceState> Engine::ReserveSession() {
+  const Demand demand{.slots = 1, .pages = PagesOf(options_.context)};
+  if (CountAdmitted({&demand, 1}, free_) == 0) return std::nullopt;
+  free_.slots -= demand.slots, free_.pages -= demand.pages;
+  return runner_.pool().Allocate();
+}
+
+void Engine::ReleaseSession(SequenceState& sequence) {
+  runner_.pool().Free(sequence);
+  free_.slots += 1, free_.pages += PagesOf(options_.context);
+}
+
+const SessionIdentity& Engine::Identity() {
+  if (!identity_) identity_ = IdentityOf(model_);
+  return *identity_;
+}
+
+bool Engine::Step() {
+  CHECK_MSG(!stepping_, "a listener must not call Step");
+  stepping_ = true;
+  EndInterrupted();
+  RemoveEnded();
+  Admit();
+  if (!running_.empty()) RunBatch();
+  RemoveEnded();
+  stepping_ = false;
+  if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
+  return !running_.empty() || !waiting_.empty();
+}
+
+void Engine::Cancel(RequestId id) {
+  for (const auto& job : waiting_) job->cancelled |= job->id == id;
+  for (const auto& text : running_) text->job->cancelled |= text->job->id == id;
+  if (stepping_) return;  // then the next step ends it
+  stepping_ = true;
+  EndInterrupted();
+  RemoveEnded();
+  stepping_ = false;
+  if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
+}
+
+void Engine::EndInterrupted() {
+  for (const auto& text : running_) {
+    if (!text->job->Interrupted()) continue;
+    text->completion.End(FinishReason::kInterrupted);
+    text->over = true;
+  }
+  std::erase_if(waiting_, [&](const std::shared_ptr<Job>& job) {
+    if (!job->Interrupted()) return false;
+    for (int index = 0; index < job->request.completions; index++) Tell(*job, index, {.finish = FinishReason::kInterrupted});
+    return true;
+  });
+}
+
+void Engine::Admit() {
+  demands_.clear();
+  for (const auto& job : waiting_) demands_.push_back(job->demand);
+  size_t admitted = CountAdmitted(demands_, free_);
+  if (admitted == 0 && running_.empty() && !waiting_.empty()) {
+    const std::shared_ptr<Job> job = waiting_.front();
+    waiting_.pop_front();
+    const std::string error = fmt::format("{}: there is no room for the request while sessions hold {} of {} sequences", options_.name,
+                                          pool_size_.slots - free_.slots, pool_size_.slots);
+    for (int index = 0; index < job->request.completions; index++) Tell(*job, index, {.finish = FinishReason::kError, .error = error});
+  }
+  for (; admitted > 0; admitted--) {
+    std::shared_ptr<Job> job = std::move(waiting_.front());
+    waiting_.pop_front();
+    job->begun = Clock::now();
+    free_.slots -= job->demand.slots, free_.pages -= job->demand.pages;
+    SequenceState sequence = job->session ? std::move(job->session->sequence_) : runner_.pool().Allocate().value();
+    Begin(job, 0, std::move(sequence), job->demand, job->request.prompt);
+  }
+}
+
+void Engine::Begin(const std::shared_ptr<Job>& job, int index, SequenceState sequence, Demand holds, std::span<const int32_t> unread) {
+  sequence.pages.reserve(static_cast<size_t>(PagesOf(options_.context)));
+  const std::span<const int32_t> before = job->session ? job->session->tokens_ : job->request.prompt;
+  running_.push_back(std::make_unique<Text>(Text{.job = job,
+                                                 .index = index,
+                                                 .sequence = std::move(sequence),
+                                                 .completion = Completion(job->request, job->listener, index, before, job->room, tokenizer_, ends_),
+                                                 .holds = holds,
+                                                 .unread = unread}));
+}
+
+void Engine::RunBatch() {
+  unread_.clear();
+  for (const auto& text : running_) unread_.push_back(static_cast<int64_t>(text->unread.size()));
+  rows_.resize(running_.size());
+  ShareRows(unread_, {.most = batch_size_.rows, .prompts_beside_text = kPrefillRowsBesideText}, rows_);
+  for (size_t i = 0; i < running_.size(); i++) {
+    Text& text = *running_[i];
+    const auto rows = static_cast<size_t>(rows_[i]);
+    runner_.Add(text.sequence, text.unread.first(rows), rows == text.unread.size() ? 1 : 0);
+    text.unread = text.unread.subspan(rows);
+    WarnOfLength(text.sequence.position + rows_[i]);
+  }
+  const Tensor logits = runner_.Run();
+
+  int64_t scored = 0;
+  const size_t members = running_.size();
+  for (size_t i = 0; i < members; i++) {
+    Text& text = *running_[i];
+    if (!text.unread.empty()) continue;
+    const std::span<const float> row(logits.Row<float>(scored++), static_cast<size_t>(logits.cols()));
+    const size_t forks = running_.size();
+    if (!text.prompt_read) ForkCompletions(text);
+    Continue(text, row);
+    for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], row);
+  }
+}
+
+// The prompt was read once; each further completion goes on from a copy of its state.
+void Engine::ForkCompletions(Text& first) {
+  const std::shared_ptr<Job>& job = first.job;
+  const int completions = job->request.completions;
+  if (completions == 1) return;
+  first.holds = {.slots = 1, .pages = job->demand.pages / completions};
+  for (int index = 1; index < completions; index++) Begin(job, index, runner_.pool().Fork(first.sequence).value(), first.holds, {});
+}
+
+// What a listener throws must not take the other texts' tokens of this step with it.
+template <typename Body>
+bool Engine::Guarded(const Body& body) {
+  try {
+    body();
+    return true;
+  } catch (...) {
+    if (!thrown_) thrown_ = std::current_exception();
+    return false;
+  }
+}
+
+void Engine::Continue(Text& text, std::span<const float> logits) {
+  Generation& result = text.completion.result();
+  if (!text.prompt_read) {
+    text.prompt_read = Clock::now();
+    result.prompt_seconds = Seconds(*text.prompt_read - text.job->begun);
+  } else {
+    result.steps++;
+  }
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
+  if (bad != logits.end()) {
+    text.completion.Fail(fmt::format("{}: the logit of token {} is {} at position {}; `bamba verify` names the tensor where that begins", options_.name,
+                                     bad - logits.begin(), *bad, text.sequence.position - 1));
+    text.over = true;
+    return;
+  }
+  bool goes_on = false;
+  text.quiet = !Guarded([&] { goes_on = text.completion.Choose(logits, text.sequence.position, sampler_space_); });
+  if (text.quiet) text.completion.End(FinishReason::kInterrupted);
+  text.over = !goes_on;
+  if (text.over) return;
+  text.last = text.completion.last();
+  text.unread = {&text.last, 1};
+}
+
+// Gives back what ended texts hold, and tells their results.
+void Engine::RemoveEnded() {
+  for (const auto& text : running_) {
+    if (!text->over) continue;
+    const Job& job = *text->job;
+    if (text->prompt_read) text->completion.result().step_seconds = Seconds(Clock::now() - *text->prompt_read);
+    if (job.session)
+      job.session->sequence_ = std::move(text->sequence);
+    else
+      runner_.pool().Free(text->sequence);
+    free_.slots += text->holds.slots, free_.pages += text->holds.pages;
+    if (!text->quiet) Guarded([&] { text->completion.Flush(); });
+    Tell(job, text->index, std::move(text->completion.result()));
+    // An interrupted prompt has not been forked.
+    for (int other = 1; other < text->holds.slots; other++) Tell(job, other, {.finish = FinishReason::kInterrupted});
+  }
+  std::erase_if(running_, [](const auto& text) { return text->over; });
+}
+
+void Engine::Tell(const Job& job, int index, Generation generation) {
+  if (job.listener.done) Guarded([&] { job.listener.done(index, std::move(generation)); });
+}
+
+void Engine::WarnOfLength(int64_t position) {
   const int64_t trained = model_.config.context;
-  if (trained > 0 && sequence.position > trained && !std::exchange(warned_, true) && options_.warn)
+  if (trained > 0 && position > trained && !std::exchange(warned_, true) && options_.warn)
     options_.warn(fmt::format("{}: the text is longer than the {} tokens that the model was made for (max_position_embeddings); it may lose its way",
                               options_.name, Thousands(trained)));
-}
-
-// False where the user interrupted.
-bool Engine::Prefill(const Request& request, SequenceState& sequence, const Tensor& logits) {
-  for (std::span<const int32_t> left = request.prompt; !left.empty();) {
-    if (request.interrupted && request.interrupted()) return false;
-    const size_t rows = std::min<size_t>(kPrefillRows, left.size());
-    Step(left.first(rows), sequence, rows == left.size() ? logits : Tensor());
-    left = left.subspan(rows);
-  }
-  return true;
-}
-
-int32_t Engine::Choose(Sampler& sampler, const Tensor& logits, const SequenceState& sequence) {
-  const std::span<const float> values(logits.as<float>(), static_cast<size_t>(logits.size()));
-  const auto bad = std::find_if(values.begin(), values.end(), [](float x) { return !std::isfinite(x); });
-  if (bad != values.end())
-    throw Error("{}: the logit of token {} is {} at position {}; `bamba verify` names the tensor where that begins", options_.name, bad - values.begin(), *bad,
-                sequence.position - 1);
-  return sampler.Sample(values, static_cast<uint64_t>(sequence.position), sampler_space_);
 }
 
 Generation Engine::Generate(const Request& request, const std::function<void(std::string_view)>& emit) {
   Check(request);
   Generation result;
-  TextOut out(tokenizer_, request.stop, emit, result.text);
-  Sampler sampler(request.sampling, request.prompt, std::min(Room(request), model_.config.vocab));
-  Lease lease(pool_);
-  Context& ctx = runtime_.context();
-  Frame frame(ctx);
-  Tensor logits = ctx.Temp({1, model_.config.vocab});
-  const int64_t room = Room(request);
-
-  auto start = Clock::now();
-  const bool complete = Prefill(request, lease.sequence, logits);
-  result.prompt_seconds = SecondsSince(start);
-  if (!complete) return result.finish = FinishReason::kInterrupted, result;
-
-  start = Clock::now();
-  while (static_cast<int64_t>(result.tokens.size()) < room) {
-    const int32_t token = Choose(sampler, logits, lease.sequence);
-    if (!request.ignore_eos && std::find(ends_.begin(), ends_.end(), token) != ends_.end()) {
-      result.finish = FinishReason::kEos;
-      break;
-    }
-    if (std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token) != request.stop_tokens.end()) {
-      result.finish = FinishReason::kStop;
-      break;
-    }
-    result.tokens.push_back(token);
-    out.Push(token);
-    if (out.stopped()) {
-      result.finish = FinishReason::kStop;
-      break;
-    }
-    if (request.interrupted && request.interrupted()) {
-      result.finish = FinishReason::kInterrupted;
-      break;
-    }
-    if (static_cast<int64_t>(result.tokens.size()) == room) break;
-    Step({&token, 1}, lease.sequence, logits);
-    result.steps++;
-  }
-  result.step_seconds = SecondsSince(start);
-  out.Finish();
+  Generate(request, emit, nullptr, result);
   return result;
+}
+
+void Engine::Generate(const Request& request, const std::function<void(std::string_view)>& emit, Session* session, Generation& result) {
+  CHECK_EQ(request.completions, 1);
+  bool done = false;
+  const Listener listener{.text = [&](int, std::string_view piece) { emit(piece); },
+                          .done = [&](int, Generation&& generation) { result = std::move(generation), done = true; }};
+  const RequestId id = Queue(request, listener, session);
+  try {
+    while (!done) Step();
+  } catch (...) {
+    if (!done) Cancel(id);
+    throw;
+  }
+  if (result.finish == FinishReason::kError) throw Error("{}", result.error);
 }
 
 }  // namespace bamba

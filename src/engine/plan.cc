@@ -28,7 +28,7 @@ int64_t MemoryPlan::states() const { return Product(slots, slot); }
 
 int64_t MemoryPlan::kv() const { return Product(pages, page); }
 
-int64_t MemoryPlan::total() const { return Sum(Sum(weights, workspace), Sum(states(), kv())); }
+int64_t MemoryPlan::total() const { return Sum(Sum(Sum(weights, workspace), snapshots), Sum(states(), kv())); }
 
 size_t MeasureWorkspace(const std::function<void(Context&)>& work) {
   ThreadPool caller_only(1);
@@ -38,12 +38,12 @@ size_t MeasureWorkspace(const std::function<void(Context&)>& work) {
   return workspace.high_water();
 }
 
-size_t StepWorkspace(const Model& model, int64_t rows) {
+size_t StepWorkspace(const Model& model, int64_t rows, int64_t scored) {
   return MeasureWorkspace([&](Context& ctx) {
     States none;
-    Tensor hidden = ctx.Temp({rows, model.config.dim}), logits = ctx.Temp({1, model.config.vocab});
+    Tensor logits = ctx.Temp({scored, model.config.vocab}), hidden = ctx.Temp({rows, model.config.dim});
     Forward(ctx, model.config, model.weights, StatelessBatch(std::vector<int32_t>(static_cast<size_t>(rows))), none, hidden);
-    Logits(ctx, model.config, model.weights, hidden.Rows(rows - 1, 1), logits);
+    Logits(ctx, model.config, model.weights, hidden.Rows(0, scored), logits);
   });
 }
 
@@ -63,10 +63,10 @@ void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& nam
   if (plan.total() <= available) return;
   const auto human = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
   throw Error(
-      "{}: needs {} of memory (weights {}, state of {} sequences {}, keys and values of {} tokens {}, temporaries {}), this machine has {} left; "
+      "{}: needs {} of memory (weights {}, state of {} sequences {}, keys and values of {} tokens {}, temporaries {}, snapshots {}), this machine has {} left; "
       "lower --context (-n) or take a smaller model",
       name, human(plan.total()), human(plan.weights), plan.slots, human(plan.states()), Thousands(Product(plan.pages, kKvBlock)), human(plan.kv()),
-      human(plan.workspace), human(available));
+      human(plan.workspace), human(plan.snapshots), human(available));
 }
 
 }  // namespace bamba

@@ -12,6 +12,9 @@ namespace bamba {
 // Rows of a prompt that go through the model at a time: enough for the matrix products to be bound by arithmetic, few enough for a small workspace.
 inline constexpr int64_t kPrefillRows = 256;
 
+// Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
+inline constexpr int64_t kPrefillRowsBesideText = 32;
+
 // What running a model takes of the machine's memory, in bytes, known before any of it is taken. Sums stop at INT64_MAX.
 struct MemoryPlan {
   int64_t weights = 0;  // as they lie in their files: mapped, and needed as a whole for every token
@@ -19,6 +22,7 @@ struct MemoryPlan {
   int64_t page = 0;     // keys and values of kKvBlock tokens, of all attention mixers
   int64_t slots = 0, pages = 0;
   int64_t workspace = 0;  // temporaries of the largest step
+  int64_t snapshots = 0;  // that may be kept
 
   int64_t states() const;  // of all slots
   int64_t kv() const;      // of all pages
@@ -28,8 +32,8 @@ struct MemoryPlan {
 // What `work` takes of a workspace at most. It is called once, with a context whose ops do nothing and whose temporaries have no memory behind them.
 size_t MeasureWorkspace(const std::function<void(Context&)>& work);
 
-// Temporaries of a step of `rows` rows that computes the logits of one of them, as engine/engine.h takes it.
-size_t StepWorkspace(const Model& model, int64_t rows);
+// Temporaries of a step of `rows` rows that computes the logits of `scored` of them, as engine/batch_runner.h takes it.
+size_t StepWorkspace(const Model& model, int64_t rows, int64_t scored);
 
 MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace);
 

@@ -38,7 +38,8 @@ class Session {
   // Forgets everything.
   void Clear();
 
-  // Remembers tokens and state within the engine's budget for snapshots (EngineOptions::snapshot_bytes); those used longest ago are dropped for new ones.
+  // Remembers tokens and state within the engine's budget for snapshots (EngineOptions::snapshot_bytes); those used longest ago are dropped for new ones. One
+  // that is larger than the budget is not kept, and drops none.
   SnapshotId Snapshot();
   // Goes back, or forward, to a snapshot, which stays. False, and nothing changed, where it was dropped.
   bool Restore(SnapshotId id);
@@ -50,6 +51,8 @@ class Session {
   void Load(const std::string& path);
 
  private:
+  friend class Engine;
+
   Engine& engine_;
   SequenceState sequence_;
   std::vector<int32_t> tokens_;

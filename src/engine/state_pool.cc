@@ -1,6 +1,7 @@
 #include "engine/state_pool.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 
@@ -32,6 +33,11 @@ std::vector<int32_t> Descending(int64_t n) {
   return ids;
 }
 
+int64_t Boundary(int64_t position) { return position - position % kSsdChunk; }
+
+// The first token whose conv input the token at `position` needs.
+int64_t FirstConvInput(const Config& c, int64_t position) { return std::max<int64_t>(0, position - (c.d_conv - 1)); }
+
 }  // namespace
 
 int64_t PagesFor(int64_t tokens) { return (tokens + kKvBlock - 1) / kKvBlock; }
@@ -43,7 +49,8 @@ size_t StatePool::Bytes(const Config& config, PoolSize size) {
 }
 
 StatePool::StatePool(const Config& config, PoolSize size)
-    : attention_(config.Count(BlockKind::kAttention) > 0),
+    : config_(config),
+      attention_(config.Count(BlockKind::kAttention) > 0),
       size_(size),
       memory_(Bytes(config, size)),
       states_(TakeStates(config, size, memory_)),
@@ -84,11 +91,86 @@ void StatePool::Advance(SequenceState& sequence, int64_t rows) {
   sequence.furthest = std::max(sequence.furthest, sequence.position);
 }
 
+std::optional<SequenceState> StatePool::Fork(const SequenceState& sequence) {
+  std::optional<SequenceState> fork = Allocate();
+  if (!fork) return std::nullopt;
+  if (!Grow(*fork, sequence.position)) return Free(*fork), std::nullopt;
+  fork->position = sequence.position, fork->furthest = sequence.furthest;
+  const auto copy = [](const Tensor& t, int64_t from, int64_t to) {
+    const Tensor source = t.At(from);
+    std::memcpy(t.At(to).data(), source.data(), source.bytes());
+  };
+  for (const MambaState& mamba : states_.mamba)
+    if (mamba.ssm)
+      for (const Tensor& t : {mamba.conv, mamba.xbc, mamba.dt, mamba.ssm}) copy(t, sequence.slot, fork->slot);
+  for (const KvPages& kv : states_.kv)
+    if (kv.k)
+      for (const Tensor& t : {kv.k, kv.v})
+        for (size_t i = 0; i < fork->pages.size(); i++) copy(t, sequence.pages[i], fork->pages[i]);
+  return fork;
+}
+
 void StatePool::RollBack(SequenceState& sequence, int64_t n) const {
   const int64_t position = sequence.position - n;
-  CHECK_MSG(size_.roll_back && n >= 0 && position >= 0 && sequence.furthest - position <= kSsdChunk, "from {} to {}, once at {}", sequence.position, position,
-            sequence.furthest);
+  CHECK_MSG(n >= 0 && position >= Reach(sequence), "from {} to {}, once at {}", sequence.position, position, sequence.furthest);
   sequence.position = position;
+}
+
+int64_t StatePool::Reach(const SequenceState& sequence) const {
+  return size_.roll_back ? std::max<int64_t>(0, sequence.furthest - kSsdChunk) : sequence.position;
+}
+
+int64_t StatePool::ImageBytes(int64_t position, int64_t reach) const {
+  const Config& c = config_;
+  const int64_t conv = (position - FirstConvInput(c, reach)) * c.conv_dim(), scan = (position - Boundary(reach)) * (c.conv_dim() + c.mamba_heads);
+  const int64_t boundaries = position / kSsdChunk - reach / kSsdChunk + (reach >= kSsdChunk ? 1 : 0);
+  const int64_t mamba = conv + scan + boundaries * c.inner() * c.mamba_state, attention = 2 * position * c.kv_heads * c.head_dim;
+  return static_cast<int64_t>(sizeof(float)) * (c.Count(BlockKind::kMamba2) * mamba + c.Count(BlockKind::kAttention) * attention);
+}
+
+// Oldest first: where an image reaches further back than this pool's rings, newer entries replace the older ones.
+template <typename Visit>
+void StatePool::ForEachPiece(const SequenceState& sequence, int64_t reach, const Visit& visit) const {
+  const int64_t end = sequence.position;
+  const auto ring = [&](const Tensor& t, int64_t first) {
+    const Tensor entries = t.At(sequence.slot);
+    for (int64_t token = first; token < end; token++) visit(entries.At(token % entries.rows()));
+  };
+  const auto pages = [&](const Tensor& t) {
+    for (int64_t token = 0; token < end; token += kKvBlock)
+      visit(t.At(sequence.pages[static_cast<size_t>(token / kKvBlock)]).Rows(0, std::min(kKvBlock, end - token)));
+  };
+  for (size_t i = 0; i < config_.blocks.size(); i++) {
+    if (config_.blocks[i] == BlockKind::kMamba2) {
+      const MambaState& state = states_.mamba[i];
+      ring(state.conv, FirstConvInput(config_, reach));
+      ring(state.xbc, Boundary(reach));
+      ring(state.dt, Boundary(reach));
+      const Tensor boundaries = state.ssm.At(sequence.slot);
+      for (int64_t b = std::max(kSsdChunk, Boundary(reach)); b <= end; b += kSsdChunk) visit(boundaries.At(b / kSsdChunk % boundaries.rows()));
+    } else if (config_.blocks[i] == BlockKind::kAttention) {
+      pages(states_.kv[i].k);
+      pages(states_.kv[i].v);
+    }
+  }
+}
+
+void StatePool::Save(const SequenceState& sequence, int64_t reach, const std::function<void(const void*, size_t)>& write) const {
+  CHECK_MSG(Reach(sequence) <= reach && reach <= sequence.position, "reach of {} at {}, once at {}", reach, sequence.position, sequence.furthest);
+  ForEachPiece(sequence, reach, [&](const Tensor& piece) { write(piece.data(), piece.bytes()); });
+}
+
+bool StatePool::Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const char> image) {
+  CHECK_EQ(static_cast<int64_t>(image.size()), ImageBytes(position, reach));
+  if (!Grow(sequence, std::max<int64_t>(0, position - sequence.position))) return false;
+  sequence.position = position;
+  sequence.furthest = reach > 0 ? reach + kSsdChunk : position;
+  ForEachPiece(sequence, reach, [&](const Tensor& piece) {
+    std::memcpy(piece.data(), image.data(), piece.bytes());
+    image = image.subspan(piece.bytes());
+  });
+  CHECK(image.empty());
+  return true;
 }
 
 }  // namespace bamba

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/buffer.h"
@@ -49,10 +51,28 @@ class StatePool {
   static Sequence Entry(const SequenceState& sequence, int64_t row, int64_t rows);
   static void Advance(SequenceState& sequence, int64_t rows);
 
-  // Forgets the last n tokens. Only of a pool with `roll_back`, and to no more than kSsdChunk tokens before the furthest.
+  // Another sequence of the same tokens and state, copied. None, and nothing changed, where there is no slot or the pages don't suffice.
+  std::optional<SequenceState> Fork(const SequenceState& sequence);
+
+  // Forgets the last n tokens. Only of a pool with `roll_back`, and to no position before Reach.
   void RollBack(SequenceState& sequence, int64_t n) const;
+  // The first position that RollBack can go to: kSsdChunk tokens before the furthest; without `roll_back` the present one.
+  int64_t Reach(const SequenceState& sequence) const;
+
+  // The state of a sequence as bytes that depend on its tokens alone, not on where it lies or how it came there: what is needed to go on at `position`, and to
+  // go back to any position from `reach` on. For each sub-block in order: conv inputs, xbc and dt of the tokens since the boundary, boundary states; keys,
+  // values. As ops/batch.h describes them.
+  int64_t ImageBytes(int64_t position, int64_t reach) const;
+  // Gives the image out piece by piece. reach from Reach(sequence) to its position.
+  void Save(const SequenceState& sequence, int64_t reach, const std::function<void(const void*, size_t)>& write) const;
+  // Makes `sequence`, which keeps its slot, the one whose image this is. False, and nothing changed, where the pool has too few pages.
+  bool Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const char> image);
 
  private:
+  template <typename Visit>
+  void ForEachPiece(const SequenceState& sequence, int64_t reach, const Visit& visit) const;
+
+  Config config_;
   bool attention_;
   PoolSize size_;
   Workspace memory_;

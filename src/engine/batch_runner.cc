@@ -1,0 +1,48 @@
+#include "engine/batch_runner.h"
+
+#include <cstring>
+
+#include "base/check.h"
+
+namespace bamba {
+
+BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, int threads)
+    : model_(model), size_(size), pool_(model.config, pool), runtime_(threads, StepWorkspace(model, size.rows, size.scored)) {
+  logits_ = runtime_.context().Temp({size.scored, model.config.vocab});
+  batch_.tokens.reserve(static_cast<size_t>(size.rows));
+  scored_.reserve(static_cast<size_t>(size.scored));
+  batch_.sequences.reserve(static_cast<size_t>(pool.slots));
+  sequences_.reserve(static_cast<size_t>(pool.slots));
+}
+
+void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored) {
+  const int64_t first = batch_.rows(), rows = static_cast<int64_t>(tokens.size());
+  CHECK_MSG(first + rows <= size_.rows && static_cast<int64_t>(scored_.size()) + scored <= size_.scored && scored <= rows, "{} + {} rows of {}, {} + {} of {}",
+            first, rows, size_.rows, scored_.size(), scored, size_.scored);
+  CHECK_MSG(pool_.Grow(sequence, rows), "no pages for {} tokens at {}", rows, sequence.position);
+  batch_.tokens.insert(batch_.tokens.end(), tokens.begin(), tokens.end());
+  batch_.sequences.push_back(StatePool::Entry(sequence, first, rows));
+  sequences_.push_back(&sequence);
+  for (int64_t row = first + rows - scored; row < first + rows; row++) scored_.push_back(row);
+}
+
+Tensor BatchRunner::Run() {
+  Context& ctx = runtime_.context();
+  Frame frame(ctx);
+  Tensor hidden = ctx.Temp({batch_.rows(), model_.config.dim});
+  Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden);
+  for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
+
+  // The scored rows move to the front; none passes another.
+  const auto scored = static_cast<int64_t>(scored_.size());
+  for (int64_t i = 0; i < scored; i++) {
+    const int64_t row = scored_[static_cast<size_t>(i)];
+    if (row != i) std::memcpy(hidden.At(i).data(), hidden.At(row).data(), hidden.At(i).bytes());
+  }
+  const Tensor logits = logits_.Rows(0, scored);
+  if (scored > 0) Logits(ctx, model_.config, model_.weights, hidden.Rows(0, scored), logits);
+  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), scored_.clear();
+  return logits;
+}
+
+}  // namespace bamba

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/plan.h"
+#include "engine/runtime.h"
+#include "engine/state_pool.h"
+#include "model/bamba.h"
+
+namespace bamba {
+
+// The largest batch that a runner is made for.
+struct BatchSize {
+  int64_t rows = 1, scored = 1;  // of which so many have their logits computed
+};
+
+// A model and a pool of state, run one batch at a time. A running batch takes nothing from the heap.
+class BatchRunner {
+ public:
+  // `model` must outlive this. Throws Error where the system refuses the memory.
+  BatchRunner(const Model& model, PoolSize pool, BatchSize size, int threads);
+
+  StatePool& pool() { return pool_; }
+  Context& context() { return runtime_.context(); }
+
+  // Appends the next tokens of a sequence, of which the last `scored` get logits. Each sequence is in a batch once, and stays where it is until Run. The pool
+  // must have the pages.
+  void Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored);
+
+  // Runs the batch and begins a new one: advances its sequences. Logits [scored, vocab] of the scored rows in the order of Add, valid until the next Run.
+  Tensor Run();
+
+ private:
+  const Model& model_;
+  BatchSize size_;
+  StatePool pool_;
+  Runtime runtime_;
+  Tensor logits_;
+  Batch batch_;
+  std::vector<SequenceState*> sequences_;  // of the batch
+  std::vector<int64_t> scored_;            // rows
+};
+
+}  // namespace bamba

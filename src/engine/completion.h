@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "engine/stop_filter.h"
+#include "text/stream_decoder.h"
+#include "text/tokenizer.h"
+
+namespace bamba {
+
+// One text of a request while it is written: chooses tokens from logits, turns them into what the reader sees, and knows when it is over.
+class Completion {
+ public:
+  // `request` and `listener` must outlive this. `before`: what the text continues. `room`: the most tokens. `ends`: ids that end a text.
+  Completion(const Request& request, const Listener& listener, int index, std::span<const int32_t> before, int64_t room, const Tokenizer* tokenizer,
+             std::span<const int32_t> ends);
+
+  // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
+  bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
+
+  // Ends a text that isn't over by itself.
+  void End(FinishReason reason) { result_.finish = reason; }
+  void Fail(std::string error);
+  void Flush();  // gives out what was held back; the text is over
+
+  int32_t last() const { return result_.tokens.back(); }
+  Generation& result() { return result_; }
+
+ private:
+  void Show(const std::string& piece);
+
+  const Request& request_;
+  const Listener& listener_;
+  int index_;
+  int64_t room_;
+  std::span<const int32_t> ends_;
+  Sampler sampler_;
+  std::optional<StreamDecoder> decoder_;
+  StopFilter filter_;
+  Generation result_;
+};
+
+}  // namespace bamba

@@ -1,0 +1,152 @@
+#include "engine/session_file.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/executable.h"
+#include "base/hash.h"
+#include "base/units.h"
+#include "model/params.h"
+#include "ops/cpu/simd.h"
+
+namespace bamba {
+namespace {
+
+constexpr char kMagic[8] = {'B', 'A', 'M', 'B', 'A', 'S', 'E', 'S'};
+constexpr uint32_t kVersion = 1;
+
+struct Header {
+  char magic[8];
+  uint32_t version, unused;
+  uint64_t build, model;
+  char arithmetic[16];  // zeros after the name
+  int64_t tokens, position, reach, image_bytes;
+  uint64_t content;  // hash of all that follows the header
+  uint64_t header;   // hash of all before it
+};
+static_assert(sizeof(Header) == 96);
+
+uint64_t HashOf(const Header& header) {
+  Hash hash;
+  hash.Add(&header, offsetof(Header, header));
+  return hash.value();
+}
+
+std::string NameIn(const char (&field)[16]) { return {field, strnlen(field, sizeof field)}; }
+
+void CheckIdentity(const std::string& path, const Header& header, const SessionIdentity& identity) {
+  if (header.model != identity.model)
+    throw Error("{}: belongs to another model (hash {:016x}, this one has {:016x}); load the model that it was saved with", path, header.model, identity.model);
+  if (header.build != identity.build)
+    throw Error("{}: was saved by another build of this program, which may round differently (build {:016x}, this is {:016x}); use that one, or begin anew",
+                path, header.build, identity.build);
+  if (NameIn(header.arithmetic) != identity.arithmetic)
+    throw Error("{}: was saved with the arithmetic {}, now it is {}; set BAMBA_SIMD={} on a machine that has it, or begin anew", path,
+                NameIn(header.arithmetic), identity.arithmetic, NameIn(header.arithmetic));
+}
+
+void HashConfig(const Config& c, Hash& hash) {
+  for (BlockKind kind : c.blocks) hash.Add(Name(kind));
+  for (int64_t n :
+       {c.vocab, c.dim, c.mamba_heads, c.mamba_head_dim, c.mamba_state, c.mamba_groups, c.d_conv, c.heads, c.kv_heads, c.head_dim, c.rope_dims, c.ffn})
+    hash.AddValue(n);
+  for (double x : {c.eps, c.dt_min, c.dt_max, c.rope_theta, c.embedding_multiplier, c.residual_multiplier, c.logits_multiplier, c.attention().scale})
+    hash.AddValue(x);
+}
+
+// The parts of `bytes` bytes that count.
+void HashSampled(const char* data, size_t bytes, Hash& hash) {
+  constexpr size_t kPieces = 64, kPiece = 4096;
+  if (bytes <= kPieces * kPiece) return hash.Add(data, bytes);
+  for (size_t i = 0; i < kPieces; i++) hash.Add(data + (bytes - kPiece) / (kPieces - 1) * i, kPiece);
+}
+
+}  // namespace
+
+uint64_t ModelHash(const Model& model) {
+  Hash hash;
+  HashConfig(model.config, hash);
+  Weights weights = model.weights;
+  for (const Param& p : Parameters(model.config, weights)) {
+    hash.Add(p.name);
+    hash.Add(p.tensor->ShapeString());
+    hash.Add(Name(p.tensor->dtype()));
+    HashSampled(static_cast<const char*>(p.tensor->data()), p.tensor->bytes(), hash);
+  }
+  return hash.value();
+}
+
+SessionIdentity IdentityOf(const Model& model) {
+  const std::string program = ExecutablePath();
+  if (program.empty()) throw Error("the system does not tell which file this program is, so that a session could not be told from another build's");
+  const MappedFile file(program);
+  Hash hash;
+  hash.Add(file.data(), file.size());
+  return {.build = hash.value(), .model = ModelHash(model), .arithmetic = cpu::SimdName()};
+}
+
+void WriteSession(const std::string& path, const SessionIdentity& identity, std::span<const int32_t> tokens, const StatePool& pool,
+                  const SequenceState& sequence) {
+  const int64_t reach = pool.Reach(sequence);
+  Hash content;
+  content.Add(tokens.data(), tokens.size_bytes());
+  pool.Save(sequence, reach, [&](const void* data, size_t bytes) { content.Add(data, bytes); });
+
+  Header header{.version = kVersion,
+                .build = identity.build,
+                .model = identity.model,
+                .tokens = static_cast<int64_t>(tokens.size()),
+                .position = sequence.position,
+                .reach = reach,
+                .image_bytes = pool.ImageBytes(sequence.position, reach),
+                .content = content.value()};
+  std::copy(std::begin(kMagic), std::end(kMagic), header.magic);
+  CHECK_MSG(identity.arithmetic.size() < sizeof header.arithmetic, "{}", identity.arithmetic);
+  identity.arithmetic.copy(header.arithmetic, sizeof header.arithmetic);
+  header.header = HashOf(header);
+
+  FileWriter file(path);
+  file.Write(&header, sizeof header);
+  file.Write(tokens.data(), tokens.size_bytes());
+  pool.Save(sequence, reach, [&](const void* data, size_t bytes) { file.Write(data, bytes); });
+  file.Commit();
+}
+
+SessionFile::SessionFile(const std::string& path, const SessionIdentity& identity, const Config& config, const StatePool& pool, int64_t context) : file_(path) {
+  Header header;
+  if (file_.size() < sizeof kMagic || std::memcmp(file_.data(), kMagic, sizeof kMagic) != 0)
+    throw Error("{}: is no saved session (it does not begin with {})", path, std::string(kMagic, sizeof kMagic));
+  if (file_.size() < sizeof header) throw Error("{}: is cut short: {} bytes, a session has at least {}; take another copy", path, file_.size(), sizeof header);
+  std::memcpy(&header, file_.data(), sizeof header);
+  if (header.version != kVersion)
+    throw Error("{}: has the session format {}, this program knows {}; use the program that saved it", path, header.version, kVersion);
+  if (header.header != HashOf(header)) throw Error("{}: is damaged in its header; take another copy", path);
+  CheckIdentity(path, header, identity);
+
+  // The hash vouches for the numbers against accident, not against malice.
+  const auto size = static_cast<int64_t>(file_.size() - sizeof header), most_tokens = size / static_cast<int64_t>(sizeof(int32_t));
+  const bool sound = header.tokens >= 0 && header.position >= 0 && header.position <= header.tokens && header.reach >= 0 && header.reach <= header.position &&
+                     header.position - header.reach <= kSsdChunk;
+  if (!sound) throw Error("{}: is damaged: {} tokens, {} read, from {} on in reach; take another copy", path, header.tokens, header.position, header.reach);
+  const bool whole = header.tokens <= most_tokens && header.image_bytes == size - header.tokens * static_cast<int64_t>(sizeof(int32_t)) &&
+                     header.image_bytes == pool.ImageBytes(header.position, header.reach);
+  if (!whole)
+    throw Error("{}: is cut short or damaged: {} tokens and a state of {} bytes announced, {} bytes there; take another copy", path, header.tokens,
+                header.image_bytes, size);
+  if (config.Count(BlockKind::kAttention) > 0 && header.tokens > context)
+    throw Error("{}: has {} tokens, the context has room for {}; raise --context", path, Thousands(header.tokens), Thousands(context));
+
+  const char* content = file_.data() + sizeof header;
+  Hash hash;
+  hash.Add(content, static_cast<size_t>(size));
+  if (hash.value() != header.content) throw Error("{}: is damaged: its content is not what was saved; take another copy", path);
+  tokens_ = {reinterpret_cast<const int32_t*>(content), static_cast<size_t>(header.tokens)};
+  for (int32_t id : tokens_)
+    if (id < 0 || id >= config.vocab)
+      throw Error("{}: is damaged: token id {}, the model knows ids from 0 to {}; take another copy", path, id, config.vocab - 1);
+  position_ = header.position, reach_ = header.reach;
+  image_ = file_.bytes().subspan(sizeof header + tokens_.size_bytes());
+}
+
+}  // namespace bamba
