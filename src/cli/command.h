@@ -14,6 +14,7 @@ struct Parameter {
   std::vector<std::string> names;    // "-n", "--tokens"; none for an argument, which is known by its place
   std::string value;                 // stands for its value: "N", "MODEL", "hf|mamba_ssm"; empty for a switch
   std::vector<std::string> choices;  // of Kind::kChoice
+  std::string group;                 // a heading for flags that belong together; CLI11's "Options" for the others
   std::string help;                  // ends with the default
   Kind kind = Kind::kText;
   bool required = false;

@@ -50,7 +50,10 @@ std::string HelpText(const Command& command) {
   if (!command.arguments.empty()) out += '\n';
   for (const Parameter& p : command.arguments) out += Entry(Signature(p), p.help);
   out += '\n';
-  for (const Parameter& p : command.flags) out += Entry(Signature(p), p.help);
+  for (const Parameter& p : command.flags) {
+    if (&p != command.flags.data() && p.group != (&p - 1)->group) out += fmt::format("\n{}\n", p.group);
+    out += Entry(Signature(p), p.help);
+  }
   if (!command.notes.empty()) out += '\n' + command.notes + '\n';
   return out;
 }

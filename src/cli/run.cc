@@ -1,67 +1,64 @@
-#include <fmt/format.h>
-
-#include <boost/json.hpp>
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <random>
 
 #include "base/error.h"
-#include "base/mapped_file.h"
 #include "base/terminal.h"
 #include "base/thread_pool.h"
-#include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/in_order.h"
+#include "cli/prompts.h"
+#include "cli/run_report.h"
 #include "cli/sampling_flags.h"
+#include "cli/values.h"
 #include "cli/verbs.h"
 #include "engine/engine.h"
 #include "io/checkpoint.h"
-#include "model/params.h"
 
 namespace bamba::cli {
 namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kExamples = R"(examples:
+  bamba run -p "The lighthouse keeper"               continue a text with the small model that comes along
+  bamba run MODEL -f story.txt -n 500 --seed 1       a model's directory, a prompt from a file, a text that comes again
+  bamba run MODEL --greedy --json < prompt.txt       the likeliest text, for a script
+  bamba run -p "Once" -p "Twice" --completions 3     several prompts, three texts each, written side by side
+  bamba run --prompts lines.txt --json -n 50         a prompt in each line, an object for each text
+  bamba run -p "The sea" -n 0 --logprobs 5 --echo    how likely the model finds a text, token by token
+  bamba run -p "I" --logit-bias 42=-inf --stop "."   never token 42; end before the first full stop
+
+A model has its own idea of the next token: softmax(logits). --logprobs tells that. Then come, in this order: --logit-bias, the penalties, --temperature, --top-k,
+--top-p, --min-p, --typical.)";
+
+// Texts that are written side by side where the user doesn't say: a batch reads the weights once for all of them, but each has a state in memory.
+constexpr int kBatch = 8;
+
 struct RunFlags {
-  std::string model, prompt, file;
-  bool has_prompt = false;
-  int64_t tokens = 256;
+  std::string model;
+  PromptFlags prompts;
   SamplingFlags sampling;
-  int threads = 0;  // 0: one for each core
+  int64_t tokens = 256;
+  int completions = 1, batch = 0, threads = 0;  // 0: as many as suit
   int64_t context = 0;
-  bool ids = false, json = false;
+  std::optional<int64_t> logprobs;
+  bool echo = false, ids = false, json = false;
 };
 
 double SecondsSince(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
 
-// A model is named by its directory, or by the file of its weights.
-fs::path ModelDirectory(const std::string& model) { return fs::is_directory(model) ? fs::path(model) : fs::path(model).parent_path(); }
-
 std::string ModelName(const std::string& model) {
-  const auto path = fs::absolute(ModelDirectory(model)).lexically_normal();
+  const auto path = fs::absolute(ModelFolder(model)).lexically_normal();
   return (path.has_filename() ? path : path.parent_path()).filename().string();
 }
 
-// A file's or a pipe's text ends with a line feed because editors and `echo` put one there, not because the prompt does.
-std::string WithoutLastLineFeed(std::string text) {
-  if (text.ends_with('\n')) text.pop_back();
-  if (text.ends_with('\r')) text.pop_back();
-  return text;
-}
-
-std::string ReadPrompt(const RunFlags& flags) {
-  if (flags.has_prompt) return flags.prompt;
-  if (!flags.file.empty()) return WithoutLastLineFeed(ReadFile(flags.file));
-  if (IsTerminal(kStandardInput)) std::fputs("The prompt, then Ctrl-D:\n", stderr);
-  return WithoutLastLineFeed(ReadFile("-"));
-}
-
 Tokenizer LoadTokenizer(const std::string& model) {
-  const fs::path file = ModelDirectory(model) / "tokenizer.json";
+  const fs::path file = fs::path(ModelFolder(model)) / "tokenizer.json";
   if (!fs::exists(file)) throw Error("{}: is not there; put the model's tokenizer beside it, or give and get token ids with --ids", file.string());
   return Tokenizer::Load(file.string());
 }
@@ -82,78 +79,125 @@ std::vector<int32_t> ParseIds(std::string_view text) {
   return ids;
 }
 
-struct Report {
-  std::string model;
-  int64_t prompt_tokens = 0;
-  uint64_t seed = 0;
-  double load_seconds = 0;
+// As many sequences as there are texts, within reason.
+int32_t Sequences(const RunFlags& flags, size_t prompts) {
+  if (flags.batch > 0 && flags.batch < flags.completions)
+    throw UsageError("--batch {} is less than --completions {}, which are written side by side", flags.batch, flags.completions);
+  const size_t texts = prompts * static_cast<size_t>(flags.completions),
+               most = static_cast<size_t>(std::max(flags.batch > 0 ? flags.batch : kBatch, flags.completions));
+  return static_cast<int32_t>(std::min(texts, most));
+}
+
+Request RequestFor(const RunFlags& flags, const Sampling& sampling, std::vector<int32_t> prompt) {
+  return {.prompt = std::move(prompt),
+          .max_tokens = flags.tokens,
+          .completions = flags.completions,
+          .sampling = sampling,
+          .stop = flags.sampling.stop(),
+          .stop_tokens = flags.sampling.stop_tokens(),
+          .min_tokens = flags.sampling.min_tokens(),
+          .ignore_eos = flags.sampling.ignore_eos(),
+          .top_logprobs = flags.logprobs,
+          .prompt_logprobs = flags.logprobs && flags.echo,
+          .interrupted = [] { return InterruptSignal() != 0; }};
+}
+
+// Writes all texts of all requests; a prompt stands before each of its texts.
+class Writing {
+ public:
+  Writing(const RunReport& report, const std::vector<std::string>& prompts, const std::vector<Request>& requests, bool json)
+      : report_(report),
+        prompts_(prompts),
+        requests_(requests),
+        json_(json),
+        completions_(static_cast<size_t>(requests[0].completions)),
+        out_(requests.size() * completions_, [](std::string_view piece) { WriteAll(kStandardOutput, piece); }) {}
+
+  RunTotals Run(Engine& engine) {
+    for (size_t index = 0; index < requests_.size(); index++) {
+      for (size_t completion = 0; !json_ && completion < completions_; completion++) out_.Push(index * completions_ + completion, prompts_[index]);
+      engine.Submit(requests_[index], {.text =
+                                           [this, index](int completion, std::string_view piece) {
+                                             if (!json_) out_.Push(Place(index, completion), piece);
+                                           },
+                                       .done = [this, index](int completion, Generation&& generation) { Done(index, completion, generation); }});
+    }
+    const auto start = std::chrono::steady_clock::now();
+    while (engine.Step()) {
+    }
+    if (totals_.texts > 1) totals_.step_seconds = SecondsSince(start);
+    return totals_;
+  }
+  const std::string& error() const { return error_; }  // of the first text that failed; empty where none did
+
+ private:
+  size_t Place(size_t index, int completion) const { return index * completions_ + static_cast<size_t>(completion); }
+
+  void Done(size_t index, int completion, const Generation& generation) {
+    const WrittenText written{.index = index, .prompt = prompts_[index], .request = requests_[index], .completion = completion, .generation = generation};
+    const size_t place = Place(index, completion);
+    if (json_) {
+      out_.Push(place, Json(report_, written));
+    } else {
+      const std::string_view last = generation.text.empty() ? prompts_[index] : std::string_view(generation.text);
+      if (!last.ends_with('\n')) out_.Push(place, "\n");
+      out_.Push(place, LogprobTable(report_, written));
+      if (place + 1 < requests_.size() * completions_) out_.Push(place, "\n");
+    }
+    out_.Close(place);
+    totals_.texts++;
+    totals_.prompt_tokens += completion == 0 ? static_cast<int64_t>(requests_[index].prompt.size()) : 0;
+    totals_.tokens += static_cast<int64_t>(generation.tokens.size());
+    totals_.steps += generation.steps;
+    totals_.prompt_seconds += generation.prompt_seconds;
+    totals_.step_seconds += generation.step_seconds;
+    totals_.interrupted |= generation.finish == FinishReason::kInterrupted;
+    if (error_.empty()) error_ = generation.error;
+  }
+
+  const RunReport& report_;
+  const std::vector<std::string>& prompts_;
+  const std::vector<Request>& requests_;
+  bool json_;
+  size_t completions_;
+  InOrder out_;
+  RunTotals totals_;
+  std::string error_;
 };
-
-double Rate(int64_t n, double seconds) { return n > 0 && seconds > 0 ? static_cast<double>(n) / seconds : 0; }
-
-std::string Json(const Report& report, const Generation& g) {
-  boost::json::object o;
-  o["model"] = report.model;
-  o["text"] = g.text;
-  o["tokens"] = boost::json::array(g.tokens.begin(), g.tokens.end());
-  o["finish_reason"] = Name(g.finish);
-  o["prompt_tokens"] = report.prompt_tokens;
-  o["seed"] = report.seed;
-  o["load_seconds"] = report.load_seconds;
-  o["prompt_seconds"] = g.prompt_seconds;
-  o["prompt_tokens_per_second"] = Rate(report.prompt_tokens, g.prompt_seconds);
-  o["seconds"] = g.step_seconds;
-  o["tokens_per_second"] = Rate(g.steps, g.step_seconds);
-  return boost::json::serialize(o) + "\n";
-}
-
-// The line under the text: what ran, and how fast. The rate of bytes is that of the weights, which every token reads once (a small model's from a cache).
-std::string ClosingLine(const Report& report, const Generation& g, const Model& model, const Engine& engine, const Sampling& sampling) {
-  std::string line = fmt::format(" {} · {} {} · loaded {} · prompt {} tok {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))),
-                                 Name(MainDtype(model)), HumanSeconds(report.load_seconds), report.prompt_tokens, HumanSeconds(g.prompt_seconds));
-  line += fmt::format(" · {} tok", g.tokens.size());
-  if (const double rate = Rate(g.steps, g.step_seconds); rate > 0)
-    line += fmt::format(" at {} tok/s ({}/s)", HumanCount(rate), HumanBytes(rate * static_cast<double>(engine.StepWeightBytes())));
-  if (sampling.temperature > 0) line += fmt::format(" · seed {}", report.seed);
-  if (g.finish == FinishReason::kInterrupted) line += " · interrupted";
-  return line;
-}
 
 void Run(const RunFlags& flags) {
   const Sampling sampling = flags.sampling.Read();
+  if (flags.sampling.min_tokens() > flags.tokens) throw UsageError("--min-tokens {} is more than -n {}", flags.sampling.min_tokens(), flags.tokens);
   const std::string directory = flags.model.empty() ? DefaultModel() : flags.model;
-  const std::string prompt = ReadPrompt(flags);
+  const std::vector<std::string> prompts = flags.prompts.Read();
+  const int32_t sequences = Sequences(flags, prompts.size());
 
   const auto start = std::chrono::steady_clock::now();
   const Model model = LoadModel(directory);
   std::optional<Tokenizer> tokenizer;
   if (!flags.ids) tokenizer = LoadTokenizer(directory);
-  Report report{.model = ModelName(directory), .seed = sampling.seed, .load_seconds = SecondsSince(start)};
+  const RunReport report{
+      .model = ModelName(directory), .tokenizer = tokenizer ? &*tokenizer : nullptr, .load_seconds = SecondsSince(start), .echo = flags.echo};
 
-  Request request{.prompt = tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt),
-                  .max_tokens = flags.tokens,
-                  .sampling = sampling,
-                  .stop = flags.sampling.stop(),
-                  .ignore_eos = flags.sampling.ignore_eos(),
-                  .interrupted = [] { return InterruptSignal() != 0; }};
-  report.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  Engine engine(model, tokenizer ? &*tokenizer : nullptr,
+  std::vector<Request> requests;
+  int64_t longest = 0;
+  for (const std::string& prompt : prompts) {
+    requests.push_back(RequestFor(flags, sampling, tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt)));
+    longest = std::max(longest, static_cast<int64_t>(requests.back().prompt.size()));
+  }
+  Engine engine(model, report.tokenizer,
                 {.name = directory,
                  .threads = flags.threads > 0 ? flags.threads : AvailableCores(),
-                 .context = flags.context > 0 ? flags.context : report.prompt_tokens + flags.tokens,
+                 .context = flags.context > 0 ? flags.context : longest + flags.tokens,
+                 .sequences = sequences,
                  .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
+  for (const Request& request : requests) engine.Check(request);
 
-  engine.Check(request);
   CatchInterrupts();
-  if (flags.json) {
-    WriteAll(kStandardOutput, Json(report, engine.Generate(request, [](std::string_view) {})));
-    return;
-  }
-  WriteAll(kStandardOutput, prompt);
-  const Generation generation = engine.Generate(request, [](std::string_view piece) { WriteAll(kStandardOutput, piece); });
-  const std::string& last = generation.text.empty() ? prompt : generation.text;
-  if (!last.ends_with('\n')) WriteAll(kStandardOutput, "\n");
-  std::fprintf(stderr, "%s\n", ClosingLine(report, generation, model, engine, sampling).c_str());
+  Writing writing(report, prompts, requests, flags.json);
+  const RunTotals totals = writing.Run(engine);
+  if (!writing.error().empty()) throw Error("{}", writing.error());
+  if (!flags.json) std::fprintf(stderr, "%s\n", ClosingLine(report, totals, sampling, model, engine).c_str());
 }
 
 }  // namespace
@@ -161,25 +205,33 @@ void Run(const RunFlags& flags) {
 void AddRun(CLI::App& app) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* run = app.add_subcommand("run", "Continue a text");
-  run->add_option("model", flags->model, "The model's directory (default: the small one that comes with bamba)")->type_name("MODEL");
-  auto* prompt = run->add_option("-p,--prompt", flags->prompt, "The text to continue; may be empty")->type_name("TEXT");
-  auto* file = run->add_option("-f,--file", flags->file, "The file that holds it, without its last line feed; else standard input")->type_name("FILE");
-  prompt->excludes(file);
-  run->add_option("-n,--tokens", flags->tokens, "The most tokens to write")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+  AddModel(*run, flags->model);
+  flags->prompts.AddTo(*run);
+  constexpr int64_t kMost = int64_t{1} << 30;
+  run->add_option("-n,--tokens,--max-tokens", flags->tokens, "The most tokens to write")
+      ->check(Between(int64_t{0}, kMost))
       ->type_name("N")
       ->capture_default_str();
-  run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(CLI::Range(1, 1024))->type_name("N");
-  run->add_option("--context", flags->context, "Tokens that attention has room for (default: what the prompt and -n need)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+  run->add_option("--completions,--n", flags->completions, "Texts for each prompt, which is read once; text I has the seed plus I")
+      ->check(Between(1, 1024))
+      ->type_name("N")
+      ->capture_default_str();
+  run->add_option("--logprobs", flags->logprobs, "Tell the log probability of each token, and those of the N likeliest beside it")
+      ->check(Between(int64_t{0}, kMost))
       ->type_name("N");
-  run->add_flag("--ids", flags->ids, "Prompt and text are token ids; needs no tokenizer");
-  run->add_flag("--json", flags->json, "Write one object: text, tokens, finish_reason, prompt_tokens, seed, times");
+  run->add_flag("--echo", flags->echo, "The prompt is part of what --json and --logprobs tell");
+  run->add_option("--batch", flags->batch, fmt::format("Texts written side by side (default: all of them, up to {})", kBatch))
+      ->check(Between(1, 1024))
+      ->type_name("N");
+  run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024))->type_name("N");
+  run->add_option("--context", flags->context, "Tokens that attention has room for in each text (default: what the longest prompt and -n need)")
+      ->check(Between(int64_t{1}, kMost))
+      ->type_name("N");
+  run->add_flag("--ids", flags->ids, "Prompts and texts are token ids; needs no tokenizer");
+  run->add_flag("--json", flags->json, "Write an object a text: text, tokens, finish_reason, logprobs, prompt, seed, times");
   flags->sampling.AddTo(*run);
-  run->callback([flags, prompt] {
-    flags->has_prompt = prompt->count() > 0;
-    Run(*flags);
-  });
+  run->footer(kExamples);
+  run->callback([flags] { Run(*flags); });
 }
 
 }  // namespace bamba::cli

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "cli/values.h"
 
 namespace bamba::cli {
 namespace {
@@ -52,6 +53,11 @@ void SamplingFlags::AddTo(CLI::App& verb) {
       ->group(kGroup);
 
   list("--stop", stop_, "End before this text; may be given several times", "TEXT");
+  list("--stop-token", stop_tokens_, "End before this token's id; may be given several times", "ID");
+  verb.add_option("--min-tokens", min_tokens_, "No end, by --stop or by the model, before so many tokens")
+      ->check(Between(int64_t{0}, int64_t{1} << 30))
+      ->type_name("N")
+      ->group(kGroup);
   verb.add_flag("--ignore-eos", ignore_eos_, "Write on after a token that ends a text")->group(kGroup);
 }
 

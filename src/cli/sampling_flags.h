@@ -20,6 +20,8 @@ class SamplingFlags {
   Sampling Read() const;
 
   const std::vector<std::string>& stop() const { return stop_; }
+  const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
+  int64_t min_tokens() const { return min_tokens_; }
   bool ignore_eos() const { return ignore_eos_; }
 
  private:
@@ -27,6 +29,8 @@ class SamplingFlags {
   std::optional<uint64_t> seed_;
   bool greedy_ = false, ignore_eos_ = false;
   std::vector<std::string> logit_bias_, stop_;
+  std::vector<int32_t> stop_tokens_;
+  int64_t min_tokens_ = 0;
 };
 
 // "ID=VALUE": a token's id and what is added to its logit, a number or -inf. Throws UsageError.

@@ -1,5 +1,6 @@
 #include "engine/batch_runner.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
@@ -8,17 +9,17 @@ namespace bamba {
 
 BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, int threads)
     : model_(model), size_(size), pool_(model.config, pool), runtime_(threads, StepWorkspace(model, size.rows, size.scored)) {
-  logits_ = runtime_.context().Temp({size.scored, model.config.vocab});
+  Context& ctx = runtime_.context();
+  logits_ = ctx.Temp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
   batch_.tokens.reserve(static_cast<size_t>(size.rows));
-  scored_.reserve(static_cast<size_t>(size.scored));
+  scored_.reserve(static_cast<size_t>(size.rows));
   batch_.sequences.reserve(static_cast<size_t>(pool.slots));
   sequences_.reserve(static_cast<size_t>(pool.slots));
 }
 
 void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored) {
   const int64_t first = batch_.rows(), rows = static_cast<int64_t>(tokens.size());
-  CHECK_MSG(first + rows <= size_.rows && static_cast<int64_t>(scored_.size()) + scored <= size_.scored && scored <= rows, "{} + {} rows of {}, {} + {} of {}",
-            first, rows, size_.rows, scored_.size(), scored, size_.scored);
+  CHECK_MSG(first + rows <= size_.rows && scored <= rows, "{} + {} rows of {}, {} scored", first, rows, size_.rows, scored);
   CHECK_MSG(pool_.Grow(sequence, rows), "no pages for {} tokens at {}", rows, sequence.position);
   batch_.tokens.insert(batch_.tokens.end(), tokens.begin(), tokens.end());
   batch_.sequences.push_back(StatePool::Entry(sequence, first, rows));
@@ -28,8 +29,7 @@ void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, 
 
 Tensor BatchRunner::Run() {
   Context& ctx = runtime_.context();
-  Frame frame(ctx);
-  Tensor hidden = ctx.Temp({batch_.rows(), model_.config.dim});
+  const Tensor hidden = hidden_.Rows(0, batch_.rows());
   Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden);
   for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
 
@@ -39,9 +39,16 @@ Tensor BatchRunner::Run() {
     const int64_t row = scored_[static_cast<size_t>(i)];
     if (row != i) std::memcpy(hidden.At(i).data(), hidden.At(row).data(), hidden.At(i).bytes());
   }
-  const Tensor logits = logits_.Rows(0, scored);
-  if (scored > 0) Logits(ctx, model_.config, model_.weights, hidden.Rows(0, scored), logits);
   batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), scored_.clear();
+  unscored_row_ = 0, unscored_ = scored;
+  return MoreLogits();
+}
+
+Tensor BatchRunner::MoreLogits() {
+  const int64_t rows = std::min(unscored_, size_.scored);
+  const Tensor logits = logits_.Rows(0, rows);
+  if (rows > 0) Logits(runtime_.context(), model_.config, model_.weights, hidden_.Rows(unscored_row_, rows), logits);
+  unscored_row_ += rows, unscored_ -= rows;
   return logits;
 }
 

@@ -13,7 +13,7 @@ namespace bamba {
 
 // The largest batch that a runner is made for.
 struct BatchSize {
-  int64_t rows = 1, scored = 1;  // of which so many have their logits computed
+  int64_t rows = 1, scored = 1;  // of which so many have their logits computed at a time
 };
 
 // A model and a pool of state, run one batch at a time. A running batch takes nothing from the heap.
@@ -29,18 +29,22 @@ class BatchRunner {
   // must have the pages.
   void Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored);
 
-  // Runs the batch and begins a new one: advances its sequences. Logits [scored, vocab] of the scored rows in the order of Add, valid until the next Run.
+  // Runs the batch and begins a new one: advances its sequences. Logits [n, vocab] of the scored rows in the order of Add, the first BatchSize::scored at most;
+  // valid until the next Run or MoreLogits.
   Tensor Run();
+  // Those of the next scored rows of the same batch.
+  Tensor MoreLogits();
 
  private:
   const Model& model_;
   BatchSize size_;
   StatePool pool_;
   Runtime runtime_;
-  Tensor logits_;
+  Tensor hidden_, logits_;
   Batch batch_;
-  std::vector<SequenceState*> sequences_;  // of the batch
-  std::vector<int64_t> scored_;            // rows
+  std::vector<SequenceState*> sequences_;    // of the batch
+  std::vector<int64_t> scored_;              // rows
+  int64_t unscored_row_ = 0, unscored_ = 0;  // of hidden_: the first row without logits, and how many there are
 };
 
 }  // namespace bamba

@@ -14,6 +14,8 @@ Sampling WithSeed(Sampling sampling, int index) {
   return sampling;
 }
 
+bool Contains(std::span<const int32_t> ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+
 }  // namespace
 
 const char* Name(FinishReason reason) {
@@ -27,6 +29,12 @@ const char* Name(FinishReason reason) {
   return "?";
 }
 
+std::vector<int32_t> LastTokens(const Request& request, std::span<const int32_t> ends) {
+  std::vector<int32_t> tokens = request.stop_tokens;
+  if (!request.ignore_eos) tokens.insert(tokens.end(), ends.begin(), ends.end());
+  return tokens;
+}
+
 Completion::Completion(const Request& request, const Listener& listener, int index, std::span<const int32_t> before, int64_t room, const Tokenizer* tokenizer,
                        std::span<const int32_t> ends)
     : request_(request),
@@ -34,6 +42,7 @@ Completion::Completion(const Request& request, const Listener& listener, int ind
       index_(index),
       room_(room),
       ends_(ends),
+      last_tokens_(LastTokens(request, ends)),
       sampler_(WithSeed(request.sampling, index), before, std::min(room, kReserved)),
       filter_(request.stop) {
   if (tokenizer) decoder_.emplace(*tokenizer, true);
@@ -45,14 +54,20 @@ Completion::Completion(const Request& request, const Listener& listener, int ind
 bool Completion::Choose(std::span<const float> logits, int64_t position, SamplerSpace& space) {
   const auto chosen = [&] { return static_cast<int64_t>(result_.tokens.size()); };
   if (chosen() >= room_) return false;
-  const int32_t token = sampler_.Sample(logits, static_cast<uint64_t>(position), space);
-  const auto among = [&](const auto& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
-  if (!request_.ignore_eos && among(ends_)) return End(FinishReason::kEos), false;
-  if (among(request_.stop_tokens)) return End(FinishReason::kStop), false;
+  const bool may_end = chosen() >= request_.min_tokens;
+  const int32_t token = sampler_.Sample(logits, static_cast<uint64_t>(position), space, may_end ? std::span<const int32_t>() : last_tokens_);
+  if (may_end && Contains(last_tokens_, token)) return End(!request_.ignore_eos && Contains(ends_, token) ? FinishReason::kEos : FinishReason::kStop), false;
   result_.tokens.push_back(token);
-  Show(filter_.Push(decoder_ ? decoder_->Push(token) : " " + std::to_string(token)));
+  if (request_.top_logprobs) result_.logprobs.push_back(Logprobs(logits, token, *request_.top_logprobs));
+  const std::string piece = decoder_ ? decoder_->Push(token) : " " + std::to_string(token);
+  Show(may_end ? filter_.Push(piece) : piece);
   if (filter_.stopped()) return End(FinishReason::kStop), false;
   return chosen() < room_;
+}
+
+void Completion::ScorePrompt(std::span<const float> logits) {
+  const int32_t next = request_.prompt[result_.prompt_logprobs.size() + 1];
+  result_.prompt_logprobs.push_back(Logprobs(logits, next, request_.top_logprobs.value_or(0)));
 }
 
 void Completion::Fail(std::string error) {

@@ -15,6 +15,9 @@
 
 namespace bamba {
 
+// The tokens that end the texts of a request: `ends`, the model's own, unless they are ignored, and those that the request names.
+std::vector<int32_t> LastTokens(const Request& request, std::span<const int32_t> ends);
+
 // One text of a request while it is written: chooses tokens from logits, turns them into what the reader sees, and knows when it is over.
 class Completion {
  public:
@@ -24,6 +27,9 @@ class Completion {
 
   // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
   bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
+
+  // Takes the logits after each of the prompt's tokens but the last, in order, where the request asks for the prompt's log probabilities.
+  void ScorePrompt(std::span<const float> logits);
 
   // Ends a text that isn't over by itself.
   void End(FinishReason reason) { result_.finish = reason; }
@@ -41,6 +47,7 @@ class Completion {
   int index_;
   int64_t room_;
   std::span<const int32_t> ends_;
+  std::vector<int32_t> last_tokens_;  // see LastTokens
   Sampler sampler_;
   std::optional<StreamDecoder> decoder_;
   StopFilter filter_;

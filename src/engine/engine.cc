@@ -19,6 +19,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kMostTokens = int64_t{1} << 40;  // of a text: far more than anyone waits for, and far from overflow
 
+constexpr int64_t kScoredRows = 16;  // of a prompt at a time, where it is to be scored: reading the head once for each row would take longer than the rest
+
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 bool HasAttention(const Config& config) { return config.Count(BlockKind::kAttention) > 0; }
@@ -88,7 +90,7 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
     : model_(model),
       tokenizer_(tokenizer),
       options_(std::move(options)),
-      batch_size_{.rows = std::max<int64_t>(kPrefillRows, options_.sequences), .scored = options_.sequences},
+      batch_size_{.rows = std::max<int64_t>(kPrefillRows, options_.sequences), .scored = std::max<int64_t>(kScoredRows, options_.sequences)},
       pool_size_(PoolFor(model.config, options_)),
       plan_(FittingPlan(model, pool_size_, batch_size_, options_)),
       runner_(model, pool_size_, batch_size_, options_.threads),
@@ -115,9 +117,19 @@ void Engine::CheckPrompt(std::span<const int32_t> prompt, int64_t position) cons
                 Thousands(tokens), Thousands(options_.context));
 }
 
-void Engine::Check(const Request& request) const {
+void Engine::CheckChoices(const Request& request) const {
+  const int64_t vocab = model_.config.vocab;
   request.sampling.Validate();
-  request.sampling.ValidateIds(model_.config.vocab);
+  request.sampling.ValidateIds(vocab, request.min_tokens > 0 ? LastTokens(request, ends_) : std::vector<int32_t>());
+  for (int32_t id : request.stop_tokens)
+    if (id < 0 || id >= vocab) throw Error("{}: stop token {} is not in the vocabulary; the model's ids are 0 to {}", options_.name, id, vocab - 1);
+  if (request.max_tokens < 0 || request.min_tokens < 0 || request.min_tokens > request.max_tokens)
+    throw Error("{}: min_tokens is {} and max_tokens {}; expected 0 <= min_tokens <= max_tokens", options_.name, request.min_tokens, request.max_tokens);
+  if (request.top_logprobs.value_or(0) < 0) throw Error("{}: top_logprobs is {}; expected at least 0", options_.name, *request.top_logprobs);
+}
+
+void Engine::Check(const Request& request) const {
+  CheckChoices(request);
   CheckPrompt(request.prompt, 0);
   if (request.completions < 1 || request.completions > options_.sequences)
     throw Error("{}: {} completions are asked for, the engine has room for {} sequences at a time", options_.name, request.completions, options_.sequences);
@@ -236,6 +248,22 @@ void Engine::Begin(const std::shared_ptr<Job>& job, int index, SequenceState seq
                                                  .unread = unread}));
 }
 
+// Of the rows that a text reads in a step, how many of the last have their logits computed.
+int64_t Engine::ScoredRows(const Text& text, int64_t unread, int64_t rows) {
+  if (text.job->request.prompt_logprobs && !text.prompt_read) return rows;
+  return rows == unread ? 1 : 0;
+}
+
+// False, and the text has failed, where they aren't. `position`: of the token that they follow.
+bool Engine::CheckFinite(Text& text, std::span<const float> logits, int64_t position) const {
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
+  if (bad == logits.end()) return true;
+  text.completion.Fail(fmt::format("{}: the logit of token {} is {} at position {}; `bamba verify` names the tensor where that begins", options_.name,
+                                   bad - logits.begin(), *bad, position));
+  text.over = true;
+  return false;
+}
+
 void Engine::RunBatch() {
   unread_.clear();
   for (const auto& text : running_) unread_.push_back(static_cast<int64_t>(text->unread.size()));
@@ -244,18 +272,28 @@ void Engine::RunBatch() {
   for (size_t i = 0; i < running_.size(); i++) {
     Text& text = *running_[i];
     const auto rows = static_cast<size_t>(rows_[i]);
-    runner_.Add(text.sequence, text.unread.first(rows), rows == text.unread.size() ? 1 : 0);
+    runner_.Add(text.sequence, text.unread.first(rows), ScoredRows(text, unread_[i], rows_[i]));
     text.unread = text.unread.subspan(rows);
     WarnOfLength(text.sequence.position + rows_[i]);
   }
-  const Tensor logits = runner_.Run();
+  Tensor logits = runner_.Run();
+  int64_t used = 0;
+  const auto next_row = [&] {
+    if (used == logits.rows()) logits = runner_.MoreLogits(), used = 0;
+    return std::span<const float>(logits.Row<float>(used++), static_cast<size_t>(logits.cols()));
+  };
 
-  int64_t scored = 0;
   const size_t members = running_.size();
   for (size_t i = 0; i < members; i++) {
     Text& text = *running_[i];
+    for (int64_t rows = ScoredRows(text, unread_[i], rows_[i]) - (text.unread.empty() ? 1 : 0); rows > 0; rows--) {
+      const auto row = next_row();
+      const auto position = static_cast<int64_t>(text.completion.result().prompt_logprobs.size());
+      if (!text.over && CheckFinite(text, row, position)) text.completion.ScorePrompt(row);
+    }
     if (!text.unread.empty()) continue;
-    const std::span<const float> row(logits.Row<float>(scored++), static_cast<size_t>(logits.cols()));
+    const auto row = next_row();
+    if (text.over) continue;
     const size_t forks = running_.size();
     if (!text.prompt_read) ForkCompletions(text);
     Continue(text, row);
@@ -292,13 +330,7 @@ void Engine::Continue(Text& text, std::span<const float> logits) {
   } else {
     result.steps++;
   }
-  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
-  if (bad != logits.end()) {
-    text.completion.Fail(fmt::format("{}: the logit of token {} is {} at position {}; `bamba verify` names the tensor where that begins", options_.name,
-                                     bad - logits.begin(), *bad, text.sequence.position - 1));
-    text.over = true;
-    return;
-  }
+  if (!CheckFinite(text, logits, text.sequence.position - 1)) return;
   bool goes_on = false;
   text.quiet = !Guarded([&] { goes_on = text.completion.Choose(logits, text.sequence.position, sampler_space_); });
   if (text.quiet) text.completion.End(FinishReason::kInterrupted);

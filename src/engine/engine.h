@@ -75,6 +75,7 @@ class Engine {
   struct Job;   // a request
   struct Text;  // a completion of a job that runs
 
+  void CheckChoices(const Request& request) const;
   void CheckPrompt(std::span<const int32_t> prompt, int64_t position) const;
   RequestId Queue(Request request, Listener listener, Session* session);
   void Generate(const Request& request, const std::function<void(std::string_view)>& emit, Session* session, Generation& result);
@@ -87,6 +88,8 @@ class Engine {
   void Admit();
   void Begin(const std::shared_ptr<Job>& job, int index, SequenceState sequence, Demand holds, std::span<const int32_t> unread);
   void RunBatch();
+  static int64_t ScoredRows(const Text& text, int64_t unread, int64_t rows);
+  bool CheckFinite(Text& text, std::span<const float> logits, int64_t position) const;
   void ForkCompletions(Text& first);
   void Continue(Text& text, std::span<const float> logits);
   void RemoveEnded();

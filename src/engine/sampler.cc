@@ -20,10 +20,17 @@ void CheckRange(const char* name, double value, double low, double high) {
   if (!(value >= low && value <= high)) throw Error("{} is {}; expected a number from {} to {}", name, value, low, high);
 }
 
-// Keeps the candidates of the smallest `key` (at least 0; equal ones by their order), as many as it takes for their `measure` to sum up to `due`; all where
-// they don't. Sorts only those around the border: the others fall into buckets by key, whose sums tell where the border is.
-template <typename Candidates, typename Key, typename Measure>
-void KeepSmallest(Candidates& candidates, Candidates& border, std::vector<double>& sums, double due, const Key& key, const Measure& measure) {
+// Moves those that stay to the front, in their order.
+template <typename Candidate, typename Predicate>
+std::span<Candidate> Without(std::span<Candidate> candidates, const Predicate& gone) {
+  return candidates.first(static_cast<size_t>(std::remove_if(candidates.begin(), candidates.end(), gone) - candidates.begin()));
+}
+
+// The candidates of the smallest `key` (at least 0; equal ones by id), as many as it takes for their `measure` to sum up to `due`; all where they don't. Sorts
+// only those around the border: the others fall into buckets by key, whose sums tell where the border is.
+template <typename Candidate, typename Key, typename Measure>
+std::span<Candidate> Smallest(std::span<Candidate> candidates, std::vector<Candidate>& border, std::vector<double>& sums, double due, const Key& key,
+                              const Measure& measure) {
   constexpr size_t kBuckets = 2048;
   double largest = 0;
   for (const auto& c : candidates) largest = std::max(largest, key(c));
@@ -35,15 +42,15 @@ void KeepSmallest(Candidates& candidates, Candidates& border, std::vector<double
   double sum = 0;
   size_t last = 0;
   while (last < kBuckets && (sums[last] == 0 || sum + sums[last] < due)) sum += sums[last++];
-  if (last == kBuckets) return;
+  if (last == kBuckets) return candidates;
 
-  border.clear(), border.reserve(candidates.capacity());
+  border.clear();
   std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(border), [&](const auto& c) { return bucket(c) == last; });
   const auto before = [&](const auto& a, const auto& b) { return key(a) != key(b) ? key(a) < key(b) : a.id < b.id; };
   std::sort(border.begin(), border.end(), before);
   auto end = border.begin();
   while (end + 1 != border.end() && (sum += measure(*end)) < due) ++end;
-  std::erase_if(candidates, [&](const auto& c) { return before(*end, c); });
+  return Without(candidates, [&](const auto& c) { return before(*end, c); });
 }
 
 }  // namespace
@@ -63,14 +70,16 @@ void Sampling::Validate() const {
   if (!(typical_p > 0 && typical_p <= 1)) throw Error("typical_p is {}; expected a number above 0 and at most 1", typical_p);
 }
 
-void Sampling::ValidateIds(int64_t vocab) const {
-  std::vector<int32_t> never;
+void Sampling::ValidateIds(int64_t vocab, std::span<const int32_t> never) const {
+  std::vector<int32_t> forbidden(never.begin(), never.end());
+  std::erase_if(forbidden, [&](int32_t id) { return id < 0 || id >= vocab; });
   for (const auto& [id, bias] : logit_bias) {
     if (id < 0 || id >= vocab) throw Error("logit_bias names token {}; the model's ids are 0 to {}", id, vocab - 1);
-    if (bias == kNever) never.push_back(id);
+    if (bias == kNever) forbidden.push_back(id);
   }
-  std::sort(never.begin(), never.end());
-  if (std::unique(never.begin(), never.end()) - never.begin() == vocab) throw Error("logit_bias forbids all {} tokens; leave one to choose", vocab);
+  std::sort(forbidden.begin(), forbidden.end());
+  if (std::unique(forbidden.begin(), forbidden.end()) - forbidden.begin() < vocab) return;
+  throw Error("logit_bias{} forbids all {} tokens; leave one to choose", never.empty() ? "" : " together with min_tokens", vocab);
 }
 
 std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> x, std::array<uint32_t, 2> key) {
@@ -112,7 +121,8 @@ std::span<const float> Sampler::Adjust(std::span<const float> logits, std::span<
     if (seen.output > 0) x -= sampling_.presence_penalty + static_cast<double>(seen.output) * sampling_.frequency_penalty;
     set(seen.id, x);
   }
-  for (int32_t id : never) set(id, kNever);
+  for (int32_t id : never)
+    if (static_cast<size_t>(id) < adjusted.size()) set(id, kNever);
   return adjusted;
 }
 
@@ -122,19 +132,28 @@ double Sampler::Uniform(uint64_t step) const {
   return static_cast<double>((uint64_t{bits[0]} << 32 | bits[1]) >> 11) * 0x1p-53;
 }
 
-int32_t Sampler::Draw(std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
-  auto& candidates = space.candidates_;
-  candidates.clear(), candidates.reserve(logits.size());
-  const double best = Max(logits);
-  constexpr size_t kPiece = 256;  // of the exponentials that are computed side by side
-  double x[kPiece], weight[kPiece];
-  for (size_t begin = 0; begin < logits.size(); begin += kPiece) {
-    const size_t n = std::min(kPiece, logits.size() - begin);
-    for (size_t i = 0; i < n; i++) x[i] = (logits[begin + i] - best) / sampling_.temperature;
-    for (size_t i = 0; i < n; i++) weight[i] = Exp(x[i]);
-    for (size_t i = 0; i < n; i++)
-      if (x[i] >= kNegligible) candidates.push_back({static_cast<int32_t>(begin + i), x[i], weight[i]});
+// The exponentials piece by piece, each piece side by side in vectors.
+void Sampler::Weigh(std::span<SamplerSpace::Candidate> candidates) {
+  constexpr size_t kPiece = 256;
+  double e[kPiece];
+  for (; !candidates.empty(); candidates = candidates.subspan(std::min(kPiece, candidates.size()))) {
+    const size_t n = std::min(kPiece, candidates.size());
+    for (size_t i = 0; i < n; i++) e[i] = candidates[i].x;
+    for (size_t i = 0; i < n; i++) e[i] = Exp(e[i]);
+    for (size_t i = 0; i < n; i++) candidates[i].weight = e[i];
   }
+}
+
+int32_t Sampler::Draw(std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
+  if (space.candidates_.size() < logits.size()) space.candidates_.resize(logits.size()), space.border_.reserve(logits.size());
+  size_t n = 0;
+  const double best = Max(logits);
+  for (size_t i = 0; i < logits.size(); i++) {
+    const double x = (logits[i] - best) / sampling_.temperature;
+    space.candidates_[n] = {static_cast<int32_t>(i), x, 0};
+    n += x >= kNegligible;
+  }
+  std::span<SamplerSpace::Candidate> candidates(space.candidates_.data(), n);
 
   const auto weight_of = [](const auto& c) { return c.weight; };
   const auto total = [&] {
@@ -142,11 +161,12 @@ int32_t Sampler::Draw(std::span<const float> logits, uint64_t step, SamplerSpace
     for (const auto& c : candidates) sum += c.weight;
     return sum;
   };
-  const auto keep = [&](double due, const auto& key, const auto& measure) { KeepSmallest(candidates, space.border_, space.sums_, due, key, measure); };
+  const auto keep = [&](double due, const auto& key, const auto& measure) { candidates = Smallest(candidates, space.border_, space.sums_, due, key, measure); };
   const auto unlikeliness = [](const auto& c) { return -c.x; };
   if (sampling_.top_k > 0) keep(static_cast<double>(sampling_.top_k), unlikeliness, [](const auto&) { return 1.0; });
+  Weigh(candidates);
   if (sampling_.top_p < 1) keep(sampling_.top_p * total(), unlikeliness, weight_of);
-  if (sampling_.min_p > 0) std::erase_if(candidates, [&](const auto& c) { return c.weight < sampling_.min_p; });
+  if (sampling_.min_p > 0) candidates = Without(candidates, [&](const auto& c) { return c.weight < sampling_.min_p; });
   if (sampling_.typical_p < 1) {
     // −log p = log Σ weights − x, so how far it is from its mean is how far x is from its own.
     double sum = 0, mean = 0;

@@ -31,8 +31,8 @@ struct Sampling {
 
   // Throws Error naming the number that makes no sense, and its bounds.
   void Validate() const;
-  // Throws Error where logit_bias names an id that a vocabulary of this size lacks, or leaves none of it to choose.
-  void ValidateIds(int64_t vocab) const;
+  // Throws Error where logit_bias names an id that a vocabulary of this size lacks, or leaves none of it to choose beside those in `never`.
+  void ValidateIds(int64_t vocab, std::span<const int32_t> never = {}) const;
 };
 
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): random bits as a function of a counter and a key, so that a
@@ -61,7 +61,7 @@ class Sampler {
   explicit Sampler(const Sampling& sampling, std::span<const int32_t> prompt = {}, int64_t distinct = 0);
 
   // The token for place `step` of the text; it counts as output from then on. Logits must be finite. Tokens in `never` are not chosen: those that end a text
-  // before it may end. At least one token must be left.
+  // before it may end (ids outside the vocabulary there are nothing to choose anyway). At least one token must be left.
   int32_t Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never = {});
 
   const Sampling& sampling() const { return sampling_; }
@@ -74,6 +74,7 @@ class Sampler {
   bool counts() const { return sampling_.repetition_penalty != 1 || sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0; }
   Seen& Find(int32_t id);
   std::span<const float> Adjust(std::span<const float> logits, std::span<const int32_t> never, SamplerSpace& space) const;
+  static void Weigh(std::span<SamplerSpace::Candidate> candidates);
   int32_t Draw(std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
   double Uniform(uint64_t step) const;
 

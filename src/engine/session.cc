@@ -25,8 +25,7 @@ Generation Session::Generate(const Request& request, const std::function<void(st
   Request whole = request;
   whole.prompt.assign(tokens_.begin() + sequence_.position, tokens_.end());
   whole.prompt.insert(whole.prompt.end(), request.prompt.begin(), request.prompt.end());
-  request.sampling.Validate();
-  request.sampling.ValidateIds(engine_.model_.config.vocab);
+  engine_.CheckChoices(request);
   engine_.CheckPrompt(whole.prompt, sequence_.position);
 
   tokens_.insert(tokens_.end(), request.prompt.begin(), request.prompt.end());

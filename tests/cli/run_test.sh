@@ -39,7 +39,15 @@ Refused 2 "no flag '--tmep'; did you mean '--temp'?" run --tmep 0.5 -p x
 Refused 2 "no flag '--frobnicate'" run -p x --frobnicate
 Refused 2 "'b' is one argument too many" run a b -p x
 Refused 2 "--prompt" run -p
-Refused 2 "excludes" run -p x -f y
+Refused 2 "typical_p is 0" run -p x --typical 0
+Refused 2 "presence_penalty is 9" run -p x --presence-penalty 9
+Refused 2 "--logit-bias is '5'" run -p x --logit-bias 5
+Refused 2 "--stop is empty" run -p x --stop ""
+Refused 2 "--min-tokens 5 is more than -n 3" run -p x -n 3 --min-tokens 5
+Refused 2 "--batch 2 is less than --completions 3" run -p x --n 3 --batch 2
+Refused 1 "logit_bias names token 8192" run "$mini" -p x --logit-bias 8192=1
+Refused 1 "stop token 8192" run "$mini" -p x --stop-token 8192
+Refused 1 "expected a prompt in each line" run "$mini" --prompts /dev/null
 Refused 2 "-5" run -p x -n -5
 Refused 2 "abc" run -p x -n abc
 Refused 2 "top_p is 7" run -p x --top-p 7
@@ -76,6 +84,33 @@ Written "" run "$mini" -p "" -n 0
 Written $'a\xff\xfeb' run "$mini" -p $'a\xff\xfeb' -n 0
 "$bamba" run "$mini" -p "" -n 3 --seed 1 --json >"$dir/out" 2>"$dir/err" && grep -q '"prompt_tokens":1,' "$dir/out" || Fail "an empty prompt"
 [ "$(wc -l <"$dir/out")" = 1 ] && grep -q '"finish_reason":"length"' "$dir/out" && [ ! -s "$dir/err" ] || Fail "--json"
+
+# Many texts in one call are what each would be alone, in the order of the prompts, whatever is written side by side.
+for prompt in "The sea" "A ship" ""; do
+  for seed in 4 5; do "$bamba" run "$mini" -p "$prompt" -n 12 --seed $seed 2>/dev/null && echo; done
+done | head -n -1 >"$dir/alone"
+printf 'A ship\n\n' >"$dir/lines"
+for batch in 2 3 6; do
+  "$bamba" run "$mini" -p "The sea" --prompts "$dir/lines" --completions 2 --seed 4 -n 12 --batch $batch >"$dir/out" 2>"$dir/err"
+  cmp -s "$dir/alone" "$dir/out" || Fail "several texts, --batch $batch"
+done
+"$bamba" run "$mini" -p "The sea" --prompts "$dir/lines" --n 2 --seed 4 -n 12 --json >"$dir/out" 2>"$dir/err" || Fail "several with --json"
+[ "$(grep -o '"index":[0-9],"completion":[0-9]' "$dir/out" | tr -dc '0-9\n' | tr '\n' ' ')" = "00 01 10 11 20 21 " ] || Fail "order of --json"
+
+# Choices: never a token, always one, an end at a token and not before its time.
+Written "1 5 7 7 7 7" run "$tiny" --ids -p "1 5" -n 4 --greedy --logit-bias 7=100
+second=$(cut -d' ' -f5 <<<"$greedy")
+Written "$(cut -d' ' -f1-4 <<<"$greedy")" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --stop-token "$second"
+"$bamba" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --stop-token "$second" --min-tokens 6 2>/dev/null | grep -qw "$second" && Fail "--min-tokens"
+"$bamba" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --logit-bias "$second=-inf" 2>/dev/null | grep -qw "$second" && Fail "--logit-bias -inf"
+
+# Log probabilities: a line a token, an object's members the same, the prompt's with --echo.
+"$bamba" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --logprobs 2 >"$dir/out" 2>"$dir/err"
+[ "$(wc -l <"$dir/out")" = 7 ] || Fail "--logprobs"
+"$bamba" run "$tiny" --ids -p "1 5 9" -n 6 --greedy --logprobs 2 --echo >"$dir/out" 2>"$dir/err"
+[ "$(wc -l <"$dir/out")" = 10 ] || Fail "--logprobs --echo"
+"$bamba" run "$mini" -p "The sea" -n 2 --greedy --logprobs 1 --echo --json >"$dir/out" 2>"$dir/err"
+grep -q '"text":"The sea is' "$dir/out" && grep -q '"prompt_logprobs":\[{"id":0,"logprob":null},{"id":513,' "$dir/out" || Fail "--echo --json"
 
 # A device that is full, a reader that goes away.
 "$bamba" run "$mini" -p x -n 3 >/dev/full 2>"$dir/err"
