@@ -17,6 +17,12 @@ run("" IN ${WORK} COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/p
 file(CREATE_LINK ${WORK}/prefix/bin/bamba ${WORK}/elsewhere/b SYMBOLIC)
 run("^0 273 301 94 214\n" IN ${WORK}/elsewhere COMMAND ./b tokenize "hello\n")
 run("^The [^\n]*\n" IN ${WORK}/elsewhere COMMAND ./b run -p The -n 3 --greedy)
+foreach(file IN ITEMS share/man/man1/bamba.1 share/bash-completion/completions/bamba share/zsh/site-functions/_bamba)
+  file(READ ${WORK}/prefix/${file} text)
+  if(NOT text MATCHES "perplexity")
+    message(FATAL_ERROR "${file} was installed without bamba's commands in it")
+  endif()
+endforeach()
 
 run("" IN ${WORK} COMMAND ${CMAKE_COMMAND} -G Ninja -S ${CMAKE_CURRENT_LIST_DIR}/package -B ${WORK}/consumer -D CMAKE_PREFIX_PATH=${WORK}/prefix)
 run("" IN ${WORK} COMMAND ${CMAKE_COMMAND} --build ${WORK}/consumer)

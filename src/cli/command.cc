@@ -30,7 +30,7 @@ std::string Placeholder(const std::string& type) {
 
 Parameter DescribeOption(const CLI::Option& option) {
   const std::string type = option.get_type_name();
-  Parameter p{.group = option.get_group(), .help = option.get_description(), .kind = KindOf(option), .required = option.get_required()};
+  Parameter p{.help = option.get_description(), .kind = KindOf(option), .required = option.get_required()};
   for (const std::string& name : option.get_snames()) p.names.push_back("-" + name);
   for (const std::string& name : option.get_lnames()) p.names.push_back("--" + name);
   if (p.kind == Parameter::Kind::kChoice) p.choices = Choices(type);
@@ -40,8 +40,10 @@ Parameter DescribeOption(const CLI::Option& option) {
     p.value = option.get_name(true);
     std::transform(p.value.begin(), p.value.end(), p.value.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
   }
-  p.many = option.get_allow_extra_args() && option.get_expected_max() >= CLI::detail::expected_max_vector_size;
-  p.repeatable = p.many || option.get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+  const bool list = option.get_expected_max() >= CLI::detail::expected_max_vector_size;
+  p.many = list && (p.names.empty() || option.get_allow_extra_args());
+  p.repeatable = list || option.get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+  if (option.get_group() != "Options") p.group = option.get_group();
   if (!option.get_default_str().empty()) p.help += fmt::format(" (default: {})", option.get_default_str());
   return p;
 }

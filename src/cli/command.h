@@ -14,8 +14,8 @@ struct Parameter {
   std::vector<std::string> names;    // "-n", "--tokens"; none for an argument, which is known by its place
   std::string value;                 // stands for its value: "N", "MODEL", "hf|mamba_ssm"; empty for a switch
   std::vector<std::string> choices;  // of Kind::kChoice
-  std::string group;                 // a heading for flags that belong together; CLI11's "Options" for the others
   std::string help;                  // ends with the default
+  std::string group;                 // heading of flags that belong together; empty for the others
   Kind kind = Kind::kText;
   bool required = false;
   bool many = false;        // takes several values in a row

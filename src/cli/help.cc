@@ -49,10 +49,13 @@ std::string HelpText(const Command& command) {
   for (const Command& verb : command.commands) out += Entry(verb.verb(), verb.help);
   if (!command.arguments.empty()) out += '\n';
   for (const Parameter& p : command.arguments) out += Entry(Signature(p), p.help);
-  out += '\n';
-  for (const Parameter& p : command.flags) {
-    if (&p != command.flags.data() && p.group != (&p - 1)->group) out += fmt::format("\n{}\n", p.group);
-    out += Entry(Signature(p), p.help);
+  std::vector<std::string> groups;
+  for (const Parameter& p : command.flags)
+    if (std::find(groups.begin(), groups.end(), p.group) == groups.end()) groups.push_back(p.group);
+  for (const std::string& group : groups) {
+    out += group.empty() ? "\n" : fmt::format("\n{}:\n", group);
+    for (const Parameter& p : command.flags)
+      if (p.group == group) out += Entry(Signature(p), p.help);
   }
   if (!command.notes.empty()) out += '\n' + command.notes + '\n';
   return out;

@@ -35,6 +35,8 @@ void Main(int argc, char** argv) {
   AddBench(app);
   AddConvert(app);
   AddTokenize(app);
+  AddCompletion(app);
+  AddManual(app);
   app.footer(kExamples);  // behind the verbs, which would inherit it
   RefuseEmptyPaths(app);
   try {
