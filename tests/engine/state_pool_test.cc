@@ -50,6 +50,49 @@ TEST(StatePool, SlotsAndPagesComeBack) {
   EXPECT_TRUE(pool.Allocate());
 }
 
+TEST(StatePool, AForkTakesASlotAndPagesOrNothing) {
+  StatePool pool(TinyConfig(3, {1}), {.slots = 3, .pages = 5});
+  auto a = pool.Allocate();
+  ASSERT_TRUE(pool.Grow(*a, kKvBlock + 1));
+  StatePool::Advance(*a, kKvBlock + 1);
+  auto b = pool.Fork(*a);
+  ASSERT_TRUE(b);
+  EXPECT_EQ(b->position, kKvBlock + 1);
+  EXPECT_NE(b->slot, a->slot);
+  EXPECT_EQ(std::set<int32_t>({a->pages[0], a->pages[1], b->pages[0], b->pages[1]}).size(), 4u);
+  EXPECT_FALSE(pool.Fork(*a)) << "one page is left";
+  pool.Free(*b);
+  auto c = pool.Allocate(), d = pool.Allocate();
+  ASSERT_TRUE(c && d) << "the fork that failed has given its slot back";
+  EXPECT_FALSE(pool.Fork(*a)) << "no slot is left";
+}
+
+TEST(StatePool, AnImageHasTheSizeThatIsAnnouncedAndNoneOfTheSlotsPast) {
+  const Config config = TinyConfig(3, {1});
+  StatePool pool(config, {.slots = 2, .pages = 8, .roll_back = true});
+  for (int64_t position : {0, 1, 31, 32, 33, 63, 64, 65, 96, 130}) {
+    for (int64_t back : {0, 1, 31, 32}) {
+      if (back > position) continue;
+      SequenceState sequence = pool.Allocate().value();
+      ASSERT_TRUE(pool.Grow(sequence, position));
+      StatePool::Advance(sequence, position);
+      int64_t bytes = 0;
+      pool.Save(sequence, position - back, [&](const void*, size_t n) { bytes += static_cast<int64_t>(n); });
+      EXPECT_EQ(bytes, pool.ImageBytes(position, position - back)) << position << " " << back;
+
+      std::vector<char> image(static_cast<size_t>(bytes)), again;
+      for (size_t i = 0; i < image.size(); i++) image[i] = static_cast<char>(i * 7 + 1);
+      SequenceState other = pool.Allocate().value();
+      ASSERT_TRUE(pool.Restore(other, position, position - back, image));
+      EXPECT_EQ(pool.Reach(other), position - back);
+      pool.Save(other, position - back,
+                [&](const void* data, size_t n) { again.insert(again.end(), static_cast<const char*>(data), static_cast<const char*>(data) + n); });
+      EXPECT_EQ(image, again);
+      pool.Free(other), pool.Free(sequence);
+    }
+  }
+}
+
 TEST(StatePool, WithoutAttentionThereIsNoLimit) {
   StatePool pool(TinyConfig(2, {}), {.slots = 1});
   auto sequence = pool.Allocate();
