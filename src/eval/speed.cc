@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <limits>
 
 #include "base/check.h"
-#include "engine/runtime.h"
+#include "engine/batch_runner.h"
 #include "model/params.h"
 #include "model/random_weights.h"
 #include "ops/cpu/limits.h"
@@ -51,25 +50,16 @@ double StateBytes(const Config& c, int64_t position) {
   return static_cast<double>(c.Count(BlockKind::kMamba2) * (boundary + inputs) + c.Count(BlockKind::kAttention) * keys_values) * sizeof(float);
 }
 
+BatchSize LargestBatch(const SpeedTest& test) { return {.rows = MostRows(test), .scored = test.batch}; }
+
 // The sequences of a test, moved on by calls.
 class Player {
  public:
-  Player(const Model& model, const SpeedTest& test, size_t workspace)
-      : model_(model), test_(test), pool_(model.config, PoolOf(model, test)), runtime_(test.threads, workspace) {
+  Player(const Model& model, const SpeedTest& test)
+      : vocab_(static_cast<uint64_t>(model.config.vocab)), test_(test), runner_(model, PoolOf(model, test), LargestBatch(test), test.threads) {
     if (test.context > 0) MakeUpState();
-    for (int64_t i = 0; i < test.batch; i++) {
-      sequences_.push_back(pool_.Allocate().value());
-      CHECK(pool_.Grow(sequences_.back(), Length(test)));
-    }
-  }
-
-  static size_t Workspace(const Model& model, const SpeedTest& test) {
-    return MeasureWorkspace([&](Context& ctx) {
-      Frame frame(ctx);
-      const Rows rows(ctx, model.config, MostRows(test), test.batch);
-      States none;
-      Forward(ctx, model.config, model.weights, StatelessBatch(std::vector<int32_t>(static_cast<size_t>(MostRows(test)))), none, rows.hidden);
-    });
+    for (int64_t i = 0; i < test.batch; i++) sequences_.push_back(runner_.pool().Allocate().value());
+    tokens_.reserve(static_cast<size_t>(MostRows(test)));
   }
 
   // Back to the test's context.
@@ -78,54 +68,36 @@ class Player {
   }
 
   void Run(const Call& call) {
-    Context& ctx = runtime_.context();
-    Frame frame(ctx);
-    const Rows rows(ctx, model_.config, call.total, test_.batch);
-    Batch batch;
-    for (size_t i = 0; i < call.rows.size(); i++) {
-      batch.sequences.push_back(StatePool::Entry(sequences_[call.first + i], batch.rows(), call.rows[i]));
-      for (int64_t row = 0; row < call.rows[i]; row++) batch.tokens.push_back(NextToken());
-    }
-    Forward(ctx, model_.config, model_.weights, batch, pool_.states(), rows.hidden);
-
-    int64_t scored = 0;
     for (size_t i = 0; i < call.rows.size(); i++) {
       SequenceState& sequence = sequences_[call.first + i];
-      StatePool::Advance(sequence, call.rows[i]);
-      if (test_.generate == 0 && sequence.position < Length(test_)) continue;
-      const Tensor last = rows.hidden.At(batch.sequences[i].row + call.rows[i] - 1);
-      std::memcpy(rows.scored.At(scored++).data(), last.data(), last.bytes());
+      tokens_.clear();
+      for (int64_t row = 0; row < call.rows[i]; row++) tokens_.push_back(NextToken());
+      const bool scored = test_.generate > 0 || sequence.position + call.rows[i] == Length(test_);
+      runner_.Add(sequence, tokens_, scored ? 1 : 0);
     }
-    CHECK_EQ(scored, call.scored);
-    if (scored > 0) Logits(ctx, model_.config, model_.weights, rows.scored.Rows(0, scored), rows.logits.Rows(0, scored));
+    CHECK_EQ(runner_.Run().rows(), call.scored);
   }
 
  private:
-  struct Rows {
-    Tensor hidden, scored, logits;
-    Rows(Context& ctx, const Config& c, int64_t rows, int64_t batch)
-        : hidden(ctx.Temp({rows, c.dim})), scored(ctx.Temp({batch, c.dim})), logits(ctx.Temp({batch, c.vocab})) {}
-  };
-
   int32_t NextToken() {
     random_ = random_ * 6364136223846793005 + 1442695040888963407;  // Knuth's MMIX
-    return static_cast<int32_t>((random_ >> 33) % static_cast<uint64_t>(model_.config.vocab));
+    return static_cast<int32_t>((random_ >> 33) % vocab_);
   }
 
   void MakeUpState() {
     uint64_t seed = 1;
     const auto fill = [&](const Tensor& tensor) {
-      if (tensor) FillRandom(*runtime_.context().threads, tensor, seed++, -1, 1);
+      if (tensor) FillRandom(*runner_.context().threads, tensor, seed++, -1, 1);
     };
-    for (const MambaState& state : pool_.states().mamba) fill(state.conv), fill(state.xbc), fill(state.dt), fill(state.ssm);
-    for (const KvPages& kv : pool_.states().kv) fill(kv.k), fill(kv.v);
+    for (const MambaState& state : runner_.pool().states().mamba) fill(state.conv), fill(state.xbc), fill(state.dt), fill(state.ssm);
+    for (const KvPages& kv : runner_.pool().states().kv) fill(kv.k), fill(kv.v);
   }
 
-  const Model& model_;
+  const uint64_t vocab_;
   const SpeedTest test_;
-  StatePool pool_;
-  Runtime runtime_;
+  BatchRunner runner_;
   std::vector<SequenceState> sequences_;
+  std::vector<int32_t> tokens_;
   uint64_t random_ = 1;
 };
 
@@ -170,12 +142,13 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
 
 MemoryPlan PlanSpeed(const Model& model, const SpeedTest& test) {
   // The probe's memory is given back before the workspace is taken.
-  return PlanMemory(model, PoolOf(model, test), std::max(Player::Workspace(model, test), ProbeBytes(model, test)));
+  const BatchSize size = LargestBatch(test);
+  return PlanMemory(model, PoolOf(model, test), std::max(StepWorkspace(model, size.rows, size.scored), ProbeBytes(model, test)));
 }
 
 std::optional<SpeedResult> MeasureSpeed(const Model& model, const SpeedTest& test, int repetitions, const std::function<bool(int64_t)>& proceed) {
   SpeedResult result{MeasureRates(model, test)};
-  Player player(model, test, Player::Workspace(model, test));
+  Player player(model, test);
   player.Rewind();
   if (!proceed(0)) return std::nullopt;
   player.Run(CallAfter(test, 0));
