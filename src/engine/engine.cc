@@ -97,6 +97,7 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
       snapshots_(options_.snapshot_bytes),
       ends_(Ends(model.config, tokenizer)),
       free_{.slots = pool_size_.slots, .pages = pool_size_.pages} {
+  runner_.context().precise = options_.precise;
   const auto sequences = static_cast<size_t>(options_.sequences);
   running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences);
 }

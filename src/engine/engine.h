@@ -26,6 +26,7 @@ namespace bamba {
 struct EngineOptions {
   std::string name;  // of the model in errors: its directory
   int threads = 1;
+  bool precise = true;                           // see Context::precise
   int64_t context = 0;                           // tokens whose keys and values each sequence has room for; without attention there is no such limit
   int32_t sequences = 1;                         // that have their state in memory at a time; the others wait
   int64_t kv_tokens = 0;                         // tokens whose keys and values all sequences together have room for; 0: each has its full context

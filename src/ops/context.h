@@ -20,6 +20,9 @@ struct Context {
   Dtype dtype = Dtype::kF32;        // of activations
   ThreadPool* threads = nullptr;
   Workspace* workspace = nullptr;
+  // Products with bf16 weights: false lets activations be rounded to bf16 where the processor has bf16 dot products, at twice the speed or more; sums are f32
+  // either way. Products with other weights keep f32 activations.
+  bool precise = true;
   Observer observer;
   int layer = -1;
 

@@ -3,39 +3,61 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <string_view>
 
 #include "base/check.h"
 #include "base/error.h"
 #include "hwy/highway.h"
+#include "ops/cpu/x86_features.h"
 
 namespace bamba::cpu {
 namespace {
 
-constexpr int64_t Target(SimdLevel level) { return level == SimdLevel::kAvx512 ? HWY_AVX3 : HWY_AVX2; }
-
 static_assert(HWY_TARGETS == (HWY_AVX2 | HWY_AVX3), "the build compiles the CPU's ops for the levels of SimdLevel");
 
-// Highway's own answer, before any level was forced.
-int64_t Supported() {
-  static const int64_t targets = hwy::SupportedTargets();
-  return targets;
+// What Highway's ops are compiled for; it knows no more of the higher levels.
+constexpr int64_t Target(SimdLevel level) { return level == SimdLevel::kAvx2 ? HWY_AVX2 : HWY_AVX3; }
+
+bool Has(SimdLevel level) {
+  static const int64_t targets = hwy::SupportedTargets();  // Highway's own answer, before any level was forced
+  if (!(targets & Target(level))) return false;
+  return level < SimdLevel::kAvx512Bf16 || (HasAvx512Bf16() && (level < SimdLevel::kAmx || HasAmxBf16()));
+}
+
+std::vector<SimdLevel> FindLevels() {
+  std::vector<SimdLevel> levels;
+  for (SimdLevel level : {SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAvx512Bf16, SimdLevel::kAmx})
+    if (Has(level)) levels.push_back(level);
+  return levels;
+}
+
+std::atomic<SimdLevel>& Current() {
+  static std::atomic<SimdLevel> level = FindLevels().empty() ? SimdLevel::kAvx2 : FindLevels().back();
+  return level;
 }
 
 }  // namespace
 
-const char* Name(SimdLevel level) { return level == SimdLevel::kAvx512 ? "avx512" : "avx2"; }
+const char* Name(SimdLevel level) {
+  switch (level) {
+    case SimdLevel::kAvx2: return "avx2";
+    case SimdLevel::kAvx512: return "avx512";
+    case SimdLevel::kAvx512Bf16: return "avx512bf16";
+    case SimdLevel::kAmx: return "amx";
+  }
+  return "";
+}
 
 std::vector<SimdLevel> SimdLevels() {
-  std::vector<SimdLevel> levels;
-  for (SimdLevel level : {SimdLevel::kAvx2, SimdLevel::kAvx512})
-    if (Supported() & Target(level)) levels.push_back(level);
+  static const std::vector<SimdLevel> levels = FindLevels();
   return levels;
 }
 
 void SetSimd(SimdLevel level) {
-  CHECK_MSG(Supported() & Target(level), "this processor lacks {}", Name(level));
+  CHECK_MSG(Has(level), "this processor lacks {}", Name(level));
+  Current() = level;
   hwy::SetSupportedTargetsForTest(Target(level));
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
@@ -54,6 +76,7 @@ void ChooseSimd() {
   SetSimd(*found);
 }
 
-const char* SimdName() { return Name(hwy::SupportedTargets() & Target(SimdLevel::kAvx512) ? SimdLevel::kAvx512 : SimdLevel::kAvx2); }
+SimdLevel CurrentSimd() { return Current(); }
+const char* SimdName() { return Name(CurrentSimd()); }
 
 }  // namespace bamba::cpu

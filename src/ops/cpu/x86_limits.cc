@@ -1,12 +1,11 @@
 #include "ops/cpu/x86_limits.h"
 
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include <atomic>
 #include <cstring>
 
-#include "base/amx.h"
+#include "ops/cpu/x86_features.h"
 
 namespace bamba::cpu {
 namespace {
@@ -82,18 +81,11 @@ __attribute__((target("amx-tile,amx-int8,amx-bf16"))) double Tiles(int64_t round
   return 2.0 * 4 * 16 * 16 * (kInt8 ? 64 : 32) * static_cast<double>(rounds);
 }
 
-// Bit of EDX of CPUID's leaf 7.
-bool HasAmx(int bit) {
-  constexpr int kTiles = 24;
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> kTiles & 1) && (d >> bit & 1) && AllowAmx();
-}
-
 }  // namespace
 
-ArithmeticKernel Bf16DotKernel() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") ? Bf16Dots : nullptr; }
+ArithmeticKernel Bf16DotKernel() { return HasAvx512Bf16() ? Bf16Dots : nullptr; }
 ArithmeticKernel Int8DotKernel() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni") ? Int8Dots : nullptr; }
-ArithmeticKernel Bf16TileKernel() { return HasAmx(22) ? Tiles<false> : nullptr; }
-ArithmeticKernel Int8TileKernel() { return HasAmx(25) ? Tiles<true> : nullptr; }
+ArithmeticKernel Bf16TileKernel() { return HasAmxBf16() ? Tiles<false> : nullptr; }
+ArithmeticKernel Int8TileKernel() { return HasAmxInt8() ? Tiles<true> : nullptr; }
 
 }  // namespace bamba::cpu
