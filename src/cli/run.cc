@@ -47,7 +47,7 @@ struct RunFlags {
   int completions = 1, batch = 0, threads = 0;  // 0: as many as suit
   int64_t context = 0;
   std::optional<int64_t> logprobs;
-  bool echo = false, ids = false, json = false;
+  bool echo = false, ids = false, json = false, precise = false;
 };
 
 double SecondsSince(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
@@ -188,6 +188,7 @@ void Run(const RunFlags& flags) {
   Engine engine(model, report.tokenizer,
                 {.name = directory,
                  .threads = flags.threads > 0 ? flags.threads : AvailableCores(),
+                 .precise = flags.precise,
                  .context = flags.context > 0 ? flags.context : longest + flags.tokens,
                  .sequences = sequences,
                  .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
@@ -227,6 +228,7 @@ void AddRun(CLI::App& app) {
   run->add_option("--context", flags->context, "Tokens that attention has room for in each text (default: what the longest prompt and -n need)")
       ->check(Between(int64_t{1}, kMost))
       ->type_name("N");
+  run->add_flag("--precise", flags->precise, "With bf16 weights, keep f32 activations where the processor could round them to bf16 for speed");
   run->add_flag("--ids", flags->ids, "Prompts and texts are token ids; needs no tokenizer");
   run->add_flag("--json", flags->json, "Write an object a text: text, tokens, finish_reason, logprobs, prompt, seed, times");
   flags->sampling.AddTo(*run);

@@ -67,7 +67,7 @@ Refused 1 "$dir/unreadable" run "$dir/unreadable" -p x
 
 # Every way to ask for the likeliest text gives the same one.
 greedy=$("$bamba" run "$tiny" --ids -p "1 5 9" -n 6 --greedy 2>/dev/null)
-Written "$greedy" run "$tiny" --ids -p "1 5 9" -n 6 --temp 0 -t 2
+Written "$greedy" run "$tiny" --ids -p "1 5 9" -n 6 --temp 0 -t 2 --precise
 Written "$greedy" run "$tiny/model.safetensors" --ids -p "1 5 9" -n 6 --top-k 1 --seed 3
 fourth=$(cut -d' ' -f7 <<<"$greedy")
 Written "$(cut -d' ' -f1-6 <<<"$greedy") " run "$tiny" --ids -p "1 5 9" -n 6 --greedy --stop "$fourth"
