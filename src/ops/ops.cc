@@ -1,6 +1,7 @@
 #include "ops/ops.h"
 
 #include "ops/op_table.h"
+#include "ops/rounded_rows.h"
 
 namespace bamba {
 
@@ -61,7 +62,15 @@ void Observe(const Context& ctx, const char* op, const Tensor& output) {
 }  // namespace
 
 #define BAMBA_NOTHING(op) &Nothing<decltype(ops::op)>::Call,
-const OpTable kMeasuringTable = {"measuring", BAMBA_OPS(BAMBA_NOTHING)};
+const OpTable kMeasuringTable = [] {
+  OpTable table = {"measuring", BAMBA_OPS(BAMBA_NOTHING)};
+  // The one op that takes temporaries itself, on some processors: planned for all, so that a plan doesn't depend on the machine.
+  table.Linear = [](Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor&) {
+    Frame frame(ctx);
+    if (w.weight.dtype() == Dtype::kBf16) RoundedRows(ctx, x.rows(), x.cols());
+  };
+  return table;
+}();
 #undef BAMBA_NOTHING
 
 namespace ops {

@@ -13,17 +13,31 @@
 namespace bamba {
 namespace {
 
-class LinearTest : public testing::TestWithParam<Dtype> {
+struct Arithmetic {
+  Dtype weight;
+  bool precise;
+};
+
+class LinearTest : public testing::TestWithParam<Arithmetic> {
  protected:
-  Matrix Weight(int64_t out, int64_t in, uint64_t seed = 7) { return Matrix(GetParam(), out, in, seed); }
+  Matrix Weight(int64_t out, int64_t in, uint64_t seed = 7) { return Matrix(GetParam().weight, out, in, seed); }
   Tensor Bias(const Matrix& row) { return row.tensor().At(0); }
 
   // y = Linear(x, w) in f32, at the current SIMD level.
   Matrix Linear(const Tensor& x, const LinearWeight& w, int threads = 1, int64_t gap = 0) {
-    Device cpu(cpu::kTable, Dtype::kF32, threads, 0);
+    Device cpu(cpu::kTable, Dtype::kF32, threads, size_t{1} << 24);
+    cpu.ctx.precise = GetParam().precise;
     Matrix y(Dtype::kF32, x.rows(), w.weight.rows(), 99, gap);
     ops::Linear(cpu.ctx, x, w, y);
     return y;
+  }
+
+  // Whether x is rounded to bf16 first.
+  bool Rounds() const { return !GetParam().precise && GetParam().weight == Dtype::kBf16 && cpu::CurrentSimd() >= cpu::SimdLevel::kAvx512Bf16; }
+
+  static void RoundToBf16(const Tensor& x) {
+    for (int64_t t = 0; t < x.rows(); t++)
+      for (int64_t k = 0; k < x.cols(); k++) x.Row<float>(t)[k] = static_cast<float>(Bf16(x.Row<float>(t)[k]));
   }
 
   std::vector<double> Exact(const Tensor& x, const LinearWeight& w) {
@@ -35,9 +49,12 @@ class LinearTest : public testing::TestWithParam<Dtype> {
 
   void ExpectWithinBound(int64_t rows, int64_t in, int64_t out) {
     SCOPED_TRACE(testing::Message() << rows << " rows, " << in << " -> " << out);
-    Matrix x(Dtype::kF32, rows, in, 1, 5), weight = Weight(out, in), bias(GetParam(), 1, out, 3);
+    Matrix x(Dtype::kF32, rows, in, 1, 5), weight = Weight(out, in), bias(GetParam().weight, 1, out, 3);
     const LinearWeight w{weight, Bias(bias)};
-    const std::vector<double> exact = Exact(x, w), xs = Doubles(x), ws = Doubles(weight), bs = Doubles(bias);
+    // Where x is rounded, exactly that is computed with the rounded x: rounding then needs no part of the bound.
+    Matrix used(Dtype::kF32, rows, in, 1, 5);
+    if (Rounds()) RoundToBf16(used);
+    const std::vector<double> exact = Exact(used, w), xs = Doubles(used), ws = Doubles(weight), bs = Doubles(bias);
     Matrix y = Linear(x, w, 2, 3);
     for (int64_t t = 0; t < rows; t++) {
       for (int64_t n = 0; n < out; n++) {  // the bias is one more term, times 1
@@ -58,22 +75,24 @@ TEST_P(LinearTest, IsWithinTheBoundOfTheExactProduct) {
       for (int64_t rows : {1, 4, 5, 6, 23}) ExpectWithinBound(rows, 1 + out * 11 % 37, out);
     for (int64_t in : {511, 512, 513, 1030, 4096})
       for (int64_t rows : {1, 16, 50}) ExpectWithinBound(rows, in, 35);
+    for (int64_t in : {515, 1100}) ExpectWithinBound(270, in, 150);
   });
 }
 
-// Lanes and tiles must not cost accuracy: a plain loop in f32 is the measure, both against double.
+// Lanes and tiles must not cost accuracy: a plain loop in the same precision is the measure, both against double and the unrounded x.
 TEST_P(LinearTest, ErrsNoMoreThanTwiceThePlainLoop) {
   AtEverySimdLevel([&] {
     for (int64_t in : {63, 256, 4096}) {
       const int64_t rows = 20, out = 24;
-      Matrix x(Dtype::kF32, rows, in, 4), weight = Weight(out, in);
+      Matrix x(Dtype::kF32, rows, in, 4), used(Dtype::kF32, rows, in, 4), weight = Weight(out, in);
+      if (Rounds()) RoundToBf16(used);
       const std::vector<double> exact = Exact(x, {weight, {}}), ws = Doubles(weight);
       const Matrix y = Linear(x, {weight, {}});
       double plain_error = 0, error = 0;
       for (int64_t t = 0; t < rows; t++) {
         for (int64_t n = 0; n < out; n++) {
           float plain = 0;
-          for (int64_t k = 0; k < in; k++) plain += x.tensor().Row<float>(t)[k] * static_cast<float>(ws[n * in + k]);
+          for (int64_t k = 0; k < in; k++) plain += used.tensor().Row<float>(t)[k] * static_cast<float>(ws[n * in + k]);
           plain_error += std::pow(plain - exact[t * out + n], 2);
           error += std::pow(y.tensor().Row<float>(t)[n] - exact[t * out + n], 2);
         }
@@ -86,7 +105,7 @@ TEST_P(LinearTest, ErrsNoMoreThanTwiceThePlainLoop) {
 TEST_P(LinearTest, RowsDoNotSeeTheirNeighbours) {
   AtEverySimdLevel([&] {
     for (int64_t in : {1, 37, 256, 515, 1100}) {
-      Matrix x(Dtype::kF32, 300, in, 5), weight = Weight(43, in), bias(GetParam(), 1, 43, 6);
+      Matrix x(Dtype::kF32, 300, in, 5), weight = Weight(43, in), bias(GetParam().weight, 1, 43, 6);
       const LinearWeight w{weight, Bias(bias)};
       const Matrix all = Linear(x, w);
       for (int64_t t = 0; t < 300; t += 7) {
@@ -141,7 +160,7 @@ TEST_P(LinearTest, ThreadsDoNotChangeABit) {
 
 TEST_P(LinearTest, NothingComesOfNothing) {
   AtEverySimdLevel([&] {
-    Matrix no_rows(Dtype::kF32, 0, 8, 1), no_inputs(Dtype::kF32, 20, 0, 1), weight = Weight(5, 8), empty = Weight(5, 0), bias(GetParam(), 1, 5, 2);
+    Matrix no_rows(Dtype::kF32, 0, 8, 1), no_inputs(Dtype::kF32, 20, 0, 1), weight = Weight(5, 8), empty = Weight(5, 0), bias(GetParam().weight, 1, 5, 2);
     EXPECT_EQ(Linear(no_rows, {weight, {}}).tensor().rows(), 0);
     const Matrix y = Linear(no_inputs, {empty, Bias(bias)});
     const std::vector<double> bs = Doubles(bias);
@@ -150,8 +169,35 @@ TEST_P(LinearTest, NothingComesOfNothing) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Weights, LinearTest, testing::Values(Dtype::kF32, Dtype::kBf16, Dtype::kF16),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Weights, LinearTest,
+                         testing::Values(Arithmetic{Dtype::kF32, true}, Arithmetic{Dtype::kBf16, true}, Arithmetic{Dtype::kF16, true},
+                                         Arithmetic{Dtype::kF32, false}, Arithmetic{Dtype::kBf16, false}, Arithmetic{Dtype::kF16, false}),
+                         [](const auto& info) { return std::string(Name(info.param.weight)) + (info.param.precise ? "_precise" : "_fast"); });
+
+// Weights of other formats, and every weight in a precise context, keep f32 activations: the same bits as the AVX-512 level, whatever is above it.
+TEST(LinearLevels, OnlyFastProductsWithBf16WeightsRoundActivations) {
+  const auto levels = cpu::SimdLevels();
+  const Matrix x(Dtype::kF32, 40, 300, 1);
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
+    const Matrix weight(dtype, 30, 300, 2);
+    for (bool precise : {true, false}) {
+      const auto product = [&](cpu::SimdLevel level) {
+        cpu::SetSimd(level);
+        Device cpu(cpu::kTable, Dtype::kF32, 2, size_t{1} << 20);
+        cpu.ctx.precise = precise;
+        Matrix y(Dtype::kF32, 40, 30, 3);
+        ops::Linear(cpu.ctx, x, {weight, {}}, y);
+        return y;
+      };
+      for (cpu::SimdLevel level : levels) {
+        if (level <= cpu::SimdLevel::kAvx512) continue;
+        EXPECT_EQ(product(level).bytes() == product(cpu::SimdLevel::kAvx512).bytes(), precise || dtype != Dtype::kBf16)
+            << cpu::Name(level) << ", " << Name(dtype) << (precise ? ", precise" : ", fast");
+      }
+    }
+  }
+  cpu::SetSimd(levels.back());
+}
 
 }  // namespace
 }  // namespace bamba

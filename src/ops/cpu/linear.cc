@@ -1,6 +1,8 @@
 // y = x Wᵀ + bias. The canonical order of an output element: kLanes partial sums, lane l over k = l, l + kLanes, …, each a chain of fused multiply-adds from 0
 // (the last vector padded with zeros); then the lanes are added by one fixed tree, then the bias. Tiles differ in how many elements they hold in registers and
 // in where the numbers lie, never in this order.
+#include "ops/cpu/simd.h"
+#include "ops/cpu/x86_bf16.h"
 #include "ops/op_table.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -236,7 +238,13 @@ HWY_AFTER_NAMESPACE();
 namespace bamba::cpu {
 
 HWY_EXPORT(Linear);
-void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) { HWY_DYNAMIC_DISPATCH(Linear)(ctx, x, w, y); }
+void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
+  if (!ctx.precise && w.weight.dtype() == Dtype::kBf16) {
+    if (CurrentSimd() == SimdLevel::kAmx) return LinearAmx(ctx, x, w, y);
+    if (CurrentSimd() == SimdLevel::kAvx512Bf16) return LinearAvx512Bf16(ctx, x, w, y);
+  }
+  HWY_DYNAMIC_DISPATCH(Linear)(ctx, x, w, y);
+}
 
 }  // namespace bamba::cpu
 #endif

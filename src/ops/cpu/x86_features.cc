@@ -18,8 +18,7 @@ bool HasAmx(int bit) {
 }  // namespace
 
 bool HasAvx512Bf16() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
 }
 bool HasAmxBf16() { return HasAmx(22); }
 bool HasAmxInt8() { return HasAmx(25); }
