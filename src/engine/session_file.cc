@@ -18,7 +18,7 @@ constexpr uint32_t kVersion = 1;
 
 struct Header {
   char magic[8];
-  uint32_t version, unused;
+  uint32_t version, precise;  // precise: 0 or 1
   uint64_t build, model;
   char arithmetic[16];  // zeros after the name
   int64_t tokens, position, reach, image_bytes;
@@ -44,6 +44,9 @@ void CheckIdentity(const std::string& path, const Header& header, const SessionI
   if (NameIn(header.arithmetic) != identity.arithmetic)
     throw Error("{}: was saved with the arithmetic {}, now it is {}; set BAMBA_SIMD={} on a machine that has it, or begin anew", path,
                 NameIn(header.arithmetic), identity.arithmetic, NameIn(header.arithmetic));
+  if ((header.precise != 0) != identity.precise)
+    throw Error("{}: was saved {} --precise, now it is {}; {} it, or begin anew", path, header.precise ? "with" : "without",
+                identity.precise ? "with" : "without", header.precise ? "add" : "leave out");
 }
 
 void HashConfig(const Config& c, Hash& hash) {
@@ -77,13 +80,13 @@ uint64_t ModelHash(const Model& model) {
   return hash.value();
 }
 
-SessionIdentity IdentityOf(const Model& model) {
+SessionIdentity IdentityOf(const Model& model, bool precise) {
   const std::string program = ExecutablePath();
   if (program.empty()) throw Error("the system does not tell which file this program is, so that a session could not be told from another build's");
   const MappedFile file(program);
   Hash hash;
   hash.Add(file.data(), file.size());
-  return {.build = hash.value(), .model = ModelHash(model), .arithmetic = cpu::SimdName()};
+  return {.build = hash.value(), .model = ModelHash(model), .arithmetic = cpu::SimdName(), .precise = precise};
 }
 
 void WriteSession(const std::string& path, const SessionIdentity& identity, std::span<const int32_t> tokens, const StatePool& pool,
@@ -94,6 +97,7 @@ void WriteSession(const std::string& path, const SessionIdentity& identity, std:
   pool.Save(sequence, reach, [&](const void* data, size_t bytes) { content.Add(data, bytes); });
 
   Header header{.version = kVersion,
+                .precise = identity.precise ? 1u : 0u,
                 .build = identity.build,
                 .model = identity.model,
                 .tokens = static_cast<int64_t>(tokens.size()),

@@ -16,6 +16,7 @@ struct SessionIdentity {
   uint64_t build = 0;      // of the program's file
   uint64_t model = 0;      // see ModelHash
   std::string arithmetic;  // SIMD level that the ops run at, as BAMBA_SIMD spells it
+  bool precise = true;     // see Context::precise
 };
 
 // Of the config, and of names, shapes, dtypes and bytes of all tensors: all bytes of a small tensor, 64 pieces of 4 KiB spread evenly over a large one, so that
@@ -23,7 +24,7 @@ struct SessionIdentity {
 uint64_t ModelHash(const Model& model);
 
 // Of the running program and its arithmetic. Throws Error where the system doesn't tell the program's file.
-SessionIdentity IdentityOf(const Model& model);
+SessionIdentity IdentityOf(const Model& model, bool precise);
 
 // A session's file: a header of fixed size (format version, identity, counts, a hash of what follows, a hash of itself), the tokens (int32), the state's
 // image (engine/state_pool.h). Numbers are little-endian, as on every machine that this runs on.

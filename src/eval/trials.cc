@@ -92,7 +92,7 @@ struct Stage {
 
   Stage(const Model& m, const TrialOptions& options)
       : model(m),
-        identity(IdentityOf(m)),
+        identity(IdentityOf(m, true)),
         alone(m, Pool(m, 1, false), kBatch, 1),
         plain(m, Pool(m, kSlots, false), kBatch, 1),
         history(m, Pool(m, kSlots, true), kBatch, 1) {
@@ -118,6 +118,8 @@ class Trial {
   Trial(Stage& stage, uint64_t seed, TrialReport& report) : stage_(stage), seed_(seed), random_(seed), report_(report) {}
 
   void Run() {
+    const bool precise = Chance(random_, 2);
+    for (BatchRunner* runner : {&stage_.alone, &stage_.plain, &stage_.history}) runner->context().precise = precise;
     members_.resize(static_cast<size_t>(Pick(random_, 1, kMostMembers)));
     for (Member& m : members_) Begin(m);
     while (!std::all_of(members_.begin(), members_.end(), [](const Member& m) { return m.Complete(); })) {

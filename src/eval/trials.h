@@ -26,10 +26,10 @@ struct TrialReport {
 };
 
 // Proves that the engine's parts give the same bits whatever happens to a sequence. A trial draws some sequences of random tokens and computes logits and state
-// of each alone, in one call, on one thread. Then it plays the same tokens in random batches with each other and with strangers, on random numbers of threads,
-// and in between it forks sequences, takes and restores snapshots (into other slots, and pools with and without roll-back), feeds wrong tokens and rolls them
-// back, rolls back right ones and feeds them again, and goes through session files. Every row's logits and the state at the end must be the same bits.
-// `progress` hears of each trial's end. Throws Error where the memory is too small.
+// of each alone, in one call, on one thread, with precise arithmetic or without. Then it plays the same tokens in random batches with each other and with
+// strangers, on random numbers of threads, and in between it forks sequences, takes and restores snapshots (into other slots, and pools with and without
+// roll-back), feeds wrong tokens and rolls them back, rolls back right ones and feeds them again, and goes through session files. Every row's logits and the
+// state at the end must be the same bits. `progress` hears of each trial's end. Throws Error where the memory is too small.
 TrialReport RunTrials(const Model& model, const TrialOptions& options, const std::function<void(const TrialReport&)>& progress);
 
 }  // namespace bamba

@@ -306,6 +306,7 @@ TEST(SessionFile, AnotherBuildOrArithmeticIsRefused) {
   EXPECT_THAT(open({.build = 9, .model = 2, .arithmetic = "avx2"}), HasSubstr("another build of this program"));
   EXPECT_THAT(open({.build = 1, .model = 9, .arithmetic = "avx2"}), HasSubstr("another model"));
   EXPECT_THAT(open({.build = 1, .model = 2, .arithmetic = "avx512"}), HasSubstr("with the arithmetic avx2, now it is avx512; set BAMBA_SIMD=avx2"));
+  EXPECT_THAT(open({.build = 1, .model = 2, .arithmetic = "avx2", .precise = false}), HasSubstr("was saved with --precise, now it is without; add it"));
 }
 
 TEST(SessionFile, TheModelsHashSeesWeightsShapesAndConfig) {
