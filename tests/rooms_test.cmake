@@ -55,6 +55,7 @@ forbid("." "^base/" "${include}(unistd|fcntl|sched|dlfcn|termios|poll|pthread|sp
 forbid("." "^ops/cpu/" "${include}hwy/" "only ops/cpu sees Highway")
 forbid("." "^ops/cpu/x86_" "${include}[a-z0-9]*intrin\\.h" "x86 intrinsics live in ops/cpu/x86_* alone")
 forbid("." "^cli/" "${include}CLI/" "only cli reads command lines")
+forbid("." "^cli/line_editor\\.cc$" "${include}(histedit|editline/[a-z]+)\\.h" "only cli/line_editor.cc knows libedit")
 forbid("${model_text}" "^$" "^ *# *(if|else|elif)" "the model's text has no conditional compilation")
 forbid("${model_text}" "^$" "^ *template|std::string|(=|\\(|return) *new |std::make_(unique|shared)" "the model's text has no template, string or allocation")
 

@@ -3,7 +3,7 @@
 
 kBuildPackages=(
   g++ cmake ninja-build ccache pkg-config
-  libfmt-dev libhwy-dev libcli11-dev libpcre2-dev "libboost-json1.81-dev|libboost-json1.83-dev|libboost-json-dev"
+  libfmt-dev libhwy-dev libcli11-dev libedit-dev libpcre2-dev "libboost-json1.81-dev|libboost-json1.83-dev|libboost-json-dev"
   libgtest-dev libgmock-dev libbenchmark-dev
 )
 kFuzzPackages=("clang-14|clang" "libclang-rt-14-dev|libclang-rt-dev")

@@ -1,11 +1,15 @@
 #include "base/terminal.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstring>
 
 #include "base/error.h"
@@ -13,11 +17,32 @@
 namespace bamba {
 namespace {
 
-volatile std::sig_atomic_t interrupt_signal = 0;
+std::atomic<int> interrupt_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
+std::atomic<bool> was_resumed = false;
+bool patient_with_ctrl_c = false;
+int wake_up = -1;  // an eventfd that each signal makes readable: a wait for input misses none, whichever thread takes it
+
+void WakeUp() {
+  const int fault = errno;
+  const uint64_t one = 1;
+  if (write(wake_up, &one, sizeof one) < 0) {  // only where it is readable to the brim
+  }
+  errno = fault;
+}
+
+extern "C" void OnResumed(int) {
+  was_resumed = true;
+  WakeUp();
+}
 
 extern "C" void OnSignal(int signal) {
-  if (interrupt_signal) _exit(128 + signal);
-  interrupt_signal = signal;
+  int before = 0;
+  if (!interrupt_signal.compare_exchange_strong(before, signal)) {
+    if (!patient_with_ctrl_c || (before == SIGTERM && signal == SIGTERM)) _exit(128 + signal);
+    if (signal == SIGTERM) interrupt_signal = signal;
+  }
+  WakeUp();
 }
 
 }  // namespace
@@ -50,14 +75,49 @@ void IgnoreClosedPipes() {
   sigaction(SIGPIPE, &action, nullptr);
 }
 
-void CatchInterrupts() {
+void CatchInterrupts(bool patient) {
+  patient_with_ctrl_c = patient;
+  if (wake_up < 0) wake_up = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   struct sigaction action {};
   action.sa_handler = OnSignal;
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  if (!patient) return;
+  action.sa_handler = OnResumed;
+  sigaction(SIGCONT, &action, nullptr);
 }
 
 int InterruptSignal() { return interrupt_signal; }
+
+void ForgetCtrlC() {
+  int ctrl_c = SIGINT;
+  interrupt_signal.compare_exchange_strong(ctrl_c, 0);
+}
+
+bool WaitForInput(int fd, const std::function<void()>& resumed) {
+  while (InterruptSignal() == 0) {
+    pollfd either[2] = {{.fd = fd, .events = POLLIN, .revents = 0}, {.fd = wake_up, .events = POLLIN, .revents = 0}};
+    if (poll(either, 2, -1) < 0) {
+      if (errno != EINTR) throw Error("cannot wait for input: {}", std::strerror(errno));
+      continue;
+    }
+    uint64_t signals = 0;
+    if (either[1].revents != 0 && read(wake_up, &signals, sizeof signals) > 0) {
+      if (was_resumed.exchange(false)) resumed();
+      continue;
+    }
+    if (either[0].revents != 0) return true;
+  }
+  return false;
+}
+
+size_t ReadSome(int fd, char* data, size_t size) {
+  while (true) {
+    const ssize_t n = read(fd, data, size);
+    if (n >= 0) return static_cast<size_t>(n);
+    if (errno != EINTR) throw Error("standard input: cannot be read: {}", std::strerror(errno));
+  }
+}
 
 }  // namespace bamba

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <string_view>
 
 namespace bamba {
@@ -19,8 +21,16 @@ void WriteAll(int fd, std::string_view bytes);
 // From now on writing to a closed pipe is an error instead of the process's end.
 void IgnoreClosedPipes();
 
-// From now on Ctrl-C and SIGTERM set a flag, for work that looks at it and ends in good order. A second one ends the process at once.
-void CatchInterrupts();
+// From now on Ctrl-C and SIGTERM set a flag, for work that looks at it and ends in good order. A second one ends the process at once; but where `patient`,
+// Ctrl-C never does, for programs that go on after it.
+void CatchInterrupts(bool patient = false);
 int InterruptSignal();  // the signal that came (SIGINT, SIGTERM), or 0
+void ForgetCtrlC();     // it was obeyed; a SIGTERM stays
+
+// Waits until `fd` has bytes or is at its end. False where a caught signal came, be it before the call. `resumed` is called where the process was stopped
+// (Ctrl-Z) and goes on, after a `patient` CatchInterrupts: the terminal's settings are the shell's then.
+bool WaitForInput(int fd, const std::function<void()>& resumed);
+// At most `size` bytes, 0 at the end. Throws Error with the system's reason.
+size_t ReadSome(int fd, char* data, size_t size);
 
 }  // namespace bamba

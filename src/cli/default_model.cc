@@ -35,6 +35,11 @@ std::string ModelFolder(const std::string& model) {
   return folder.empty() ? "." : folder;
 }
 
+std::string ModelName(const std::string& model) {
+  const auto path = fs::absolute(ModelFolder(model)).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
 void AddModel(CLI::App& verb, std::string& model) {
   verb.add_option("MODEL", model, "The model's directory (default: the small one that comes with bamba)")->type_name("MODEL");
 }

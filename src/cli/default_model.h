@@ -12,6 +12,9 @@ std::string DefaultModel();
 // The directory of a model that may be named by its weights file.
 std::string ModelFolder(const std::string& model);
 
+// What a model is called: the name of its directory.
+std::string ModelName(const std::string& model);
+
 // Adds the argument MODEL, which may be left out; what it names goes to `model`, else that stays empty.
 void AddModel(CLI::App& verb, std::string& model);
 

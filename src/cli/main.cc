@@ -19,6 +19,7 @@ constexpr const char* kExamples = R"(examples:
   bamba run -p "The lighthouse keeper"          continue a text with the small model that comes along
   bamba run MODEL -f story.txt -n 500 --seed 1  a model's directory, a prompt from a file, a text that comes again
   bamba run MODEL --greedy --json < prompt.txt  the likeliest text, for a script
+  bamba chat                                    a conversation, turn by turn
 
 A MODEL is a directory as Hugging Face has it: config.json, *.safetensors, tokenizer.json.
 `bamba COMMAND --help` explains one command.)";
@@ -29,6 +30,7 @@ void Main(int argc, char** argv) {
   app.set_version_flag("--version", "bamba " BAMBA_VERSION, "The program's version");
   app.require_subcommand(1);
   AddRun(app);
+  AddChat(app);
   AddInfo(app);
   AddEval(app);
   AddVerify(app);

@@ -52,11 +52,6 @@ struct RunFlags {
 
 double SecondsSince(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
 
-std::string ModelName(const std::string& model) {
-  const auto path = fs::absolute(ModelFolder(model)).lexically_normal();
-  return (path.has_filename() ? path : path.parent_path()).filename().string();
-}
-
 Tokenizer LoadTokenizer(const std::string& model) {
   const fs::path file = fs::path(ModelFolder(model)) / "tokenizer.json";
   if (!fs::exists(file)) throw Error("{}: is not there; put the model's tokenizer beside it, or give and get token ids with --ids", file.string());
