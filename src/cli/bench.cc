@@ -29,7 +29,7 @@ namespace {
 
 struct Flags {
   std::string model, config, dtype;
-  bool random = false, json = false;
+  bool random = false, precise = false, json = false;
   std::vector<int64_t> prompt, generate, batch = {1}, context = {0};
   std::vector<int> threads = {AvailableCores()};
   int repetitions = 3;
@@ -72,9 +72,9 @@ std::vector<SpeedTest> Tests(const Flags& flags) {
     for (int64_t batch : flags.batch)
       for (int64_t context : flags.context) {
         for (int64_t n : prompt)
-          if (n > 0) tests.push_back({.batch = batch, .context = context, .prompt = n, .threads = threads});
+          if (n > 0) tests.push_back({.batch = batch, .context = context, .prompt = n, .threads = threads, .precise = flags.precise});
         for (int64_t n : generate)
-          if (n > 0) tests.push_back({.batch = batch, .context = context, .generate = n, .threads = threads});
+          if (n > 0) tests.push_back({.batch = batch, .context = context, .generate = n, .threads = threads, .precise = flags.precise});
       }
   if (tests.empty()) throw UsageError("nothing to measure: --prompt and --generate are 0");
   return tests;
@@ -108,6 +108,7 @@ std::string Json(const Subject& subject, const SpeedTest& test, const SpeedResul
                                    {"simd", cpu::SimdName()},
                                    {"threads", test.threads},
                                    {"dtype", Name(MainDtype(subject.model))},
+                                   {"precise", test.precise},
                                    {"tokens_per_second", figures.tokens_per_second},
                                    {"milliseconds", figures.seconds * 1e3},
                                    {"limit_tokens_per_second", figures.limit_tokens_per_second},
@@ -195,6 +196,7 @@ void AddBench(CLI::App& app) {
       ->check(Between(1, 10000))
       ->type_name("N")
       ->capture_default_str();
+  verb->add_flag("--precise", flags->precise, "With bf16 weights, keep f32 activations where the processor could round them to bf16 for speed");
   verb->add_flag("--json", flags->json, "One JSON object a row");
   verb->footer(
       "Lists make a row for each combination. The limit is what this machine could do at best, measured\n"

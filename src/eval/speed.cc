@@ -57,6 +57,7 @@ class Player {
  public:
   Player(const Model& model, const SpeedTest& test)
       : vocab_(static_cast<uint64_t>(model.config.vocab)), test_(test), runner_(model, PoolOf(model, test), LargestBatch(test), test.threads) {
+    runner_.context().precise = test.precise;
     if (test.context > 0) MakeUpState();
     for (int64_t i = 0; i < test.batch; i++) sequences_.push_back(runner_.pool().Allocate().value());
     tokens_.reserve(static_cast<size_t>(MostRows(test)));
@@ -110,7 +111,7 @@ size_t ProbeBytes(const Model& model, const SpeedTest& test) {
 
 MachineRates MeasureRates(const Model& model, const SpeedTest& test) {
   ThreadPool threads(test.threads);
-  return {cpu::ReadBandwidth(threads, 0.3, ProbeBytes(model, test)), cpu::FmaRate(threads, 0.1)};
+  return {cpu::ReadBandwidth(threads, 0.3, ProbeBytes(model, test)), cpu::LinearRate(threads, MainDtype(model), test.precise, 0.1)};
 }
 
 }  // namespace

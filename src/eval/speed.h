@@ -15,6 +15,7 @@ namespace bamba {
 struct SpeedTest {
   int64_t batch = 1, context = 0, prompt = 0, generate = 0;
   int threads = 1;
+  bool precise = false;  // see Context::precise
   int64_t tokens() const { return batch * (prompt + generate); }
 };
 

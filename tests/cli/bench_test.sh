@@ -61,6 +61,11 @@ Count 1 'f16, random weights'
 Count 1 '^generate +5 +1 +0 +1 '
 Count 1 '^generate +5 +1 +0 +2 '
 
+Runs 0 --config "$tiny/config.json" --dtype bf16 --precise -p 20 -r 1 --json
+Count 1 '"precise":true'
+Runs 0 --config "$tiny/config.json" --dtype bf16 -p 20 -r 1 --json
+Count 1 '"precise":false'
+
 # A row that is done stays when a signal ends the next.
 rm "$dir/out"
 "$bamba" bench "$tiny" -n 2,10000000 -r 1 --json >"$dir/out" 2>"$dir/err" &

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "base/buffer.h"
+#include "ops/cpu/simd.h"
 #include "ops/cpu/x86_limits.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -115,6 +116,13 @@ double Bf16DotRate(ThreadPool& threads, double seconds) { return ArithmeticRate(
 double Int8DotRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Int8DotKernel()); }
 double Bf16TileRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Bf16TileKernel()); }
 double Int8TileRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Int8TileKernel()); }
+
+double LinearRate(ThreadPool& threads, Dtype weights, bool precise, double seconds) {
+  const bool narrow = weights == Dtype::kBf16 && !precise;
+  if (narrow && CurrentSimd() == SimdLevel::kAmx) return Bf16TileRate(threads, seconds);
+  if (narrow && CurrentSimd() == SimdLevel::kAvx512Bf16) return Bf16DotRate(threads, seconds);
+  return FmaRate(threads, seconds);
+}
 
 }  // namespace bamba::cpu
 #endif

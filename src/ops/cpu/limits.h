@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "base/dtype.h"
 #include "base/thread_pool.h"
 
 namespace bamba::cpu {
@@ -21,5 +22,8 @@ double Bf16DotRate(ThreadPool& threads, double seconds = 0.2);   // AVX512-BF16
 double Int8DotRate(ThreadPool& threads, double seconds = 0.2);   // AVX512-VNNI
 double Bf16TileRate(ThreadPool& threads, double seconds = 0.2);  // AMX
 double Int8TileRate(ThreadPool& threads, double seconds = 0.2);  // AMX
+
+// That of the products with weights of this dtype, at the current SIMD level; `precise` as the Context's.
+double LinearRate(ThreadPool& threads, Dtype weights, bool precise, double seconds = 0.2);
 
 }  // namespace bamba::cpu
