@@ -2,16 +2,7 @@
 # bamba bench from a shell: rows, fields, refusals, Ctrl-C.  bench_test.sh PROGRAM SOURCE_DIRECTORY
 set -u
 bamba=$1 tiny=$2/tests/data/tiny-a
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failures=0
-
-Fail() {
-  echo "FAILED: $1"
-  sed 's/^/  stdout: /' "$dir/out" | head -n 5
-  sed 's/^/  stderr: /' "$dir/err" | head -n 5
-  failures=$((failures + 1))
-}
+source "$(dirname "$0")/checks.sh"
 
 # Runs CODE ARGUMENT…: bamba bench with the arguments ends with that exit code.
 Runs() {

@@ -2,16 +2,7 @@
 # bamba run and the front door from a shell: what comes out where, and with which exit code.  run_test.sh PROGRAM SOURCE_DIRECTORY
 set -u
 bamba=$1 mini=$2/models/mini tiny=$2/tests/data/tiny-a
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failures=0
-
-Fail() {
-  echo "FAILED: $1"
-  sed 's/^/  stdout: /' "$dir/out" | head -n 5
-  sed 's/^/  stderr: /' "$dir/err" | head -n 5
-  failures=$((failures + 1))
-}
+source "$(dirname "$0")/checks.sh"
 
 # Refused CODE TEXT ARGUMENT…: that exit code, nothing but one line on standard error, which begins with "bamba: " and has TEXT in it.
 Refused() {

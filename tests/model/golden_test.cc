@@ -18,10 +18,6 @@ namespace {
 
 const std::string kData = BAMBA_SOURCE_DIR "/tests/data/";
 
-// Against goldens in fp32, which agree with an independent float64 model to 1.5e-6 in logits of about 5. Gradients gather such errors over all tokens and
-// layers.
-constexpr double kGoldenActivations = 2e-5, kGoldenLoss = 1e-5, kGoldenGradients = 1e-4;
-
 std::vector<int32_t> Ids(const Tensor& t) { return {t.as<int64_t>(), t.as<int64_t>() + t.size()}; }
 
 double LargestError(const Tensor& ours, const Tensor& golden) {
