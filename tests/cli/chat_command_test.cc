@@ -34,8 +34,8 @@ TEST(ChatCommandTest, CommandsAndTexts) {
 }
 
 TEST(ChatCommandTest, TildeIsHome) {
-  setenv("HOME", "/home/ada", 1);
-  EXPECT_EQ(ParseChatCommand("/load ~/s").argument, "/home/ada/s");
+  setenv("HOME", "/home/user", 1);
+  EXPECT_EQ(ParseChatCommand("/load ~/s").argument, "/home/user/s");
   EXPECT_EQ(ParseChatCommand("/load ~bob/s").argument, "~bob/s");
   unsetenv("HOME");
   EXPECT_EQ(ParseChatCommand("/load ~/s").argument, "~/s");

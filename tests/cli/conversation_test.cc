@@ -3,10 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
 #include "base/error.h"
 #include "io/checkpoint.h"
+#include "tests/support/files.h"
 
 namespace bamba::cli {
 namespace {
@@ -144,7 +143,8 @@ TEST_F(ConversationTest, WithoutMemoryForTheStateATurnCannotBeTakenBack) {
 }
 
 TEST_F(ConversationTest, AFileGoesOnWithTheSameBits) {
-  const std::string path = testing::TempDir() + "conversation_test.session";
+  const TemporaryDirectory directory;
+  const std::string path = directory / "session";
   Parts chat = Begin("chatml", {.max_tokens = 40, .sampling = {.temperature = 1, .seed = 5}});
   chat.conversation.Say("One", Nowhere);
   chat.conversation.Save(path);

@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <random>
 
 #include "base/error.h"
 #include "cli/prompts.h"
 #include "cli/sampling_flags.h"
+#include "tests/support/files.h"
 
 namespace bamba::cli {
 namespace {
@@ -95,8 +93,9 @@ TEST(SamplingFlags, RefuseNonsense) {
 }
 
 TEST(PromptFlags, ComeInTheOrderOfTyping) {
-  const std::string file = (std::filesystem::temp_directory_path() / fmt::format("bamba_prompts_test.{}", std::random_device{}())).string();
-  std::ofstream(file) << "[one, 1]\ntwo\n";
+  const TemporaryDirectory directory;
+  const std::string file = directory / "prompts";
+  WriteFile(file, "[one, 1]\ntwo\n");
   PromptFlags flags;
   CLI::App app;
   flags.AddTo(app);
@@ -104,7 +103,6 @@ TEST(PromptFlags, ComeInTheOrderOfTyping) {
   std::reverse(arguments.begin(), arguments.end());
   app.parse(arguments);
   EXPECT_EQ(flags.Read(), (std::vector<std::string>{"a", "[one, 1]", "two", "[one, 1]\ntwo", "-b", "[c,d]", ""}));
-  std::filesystem::remove(file);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/mapped_file.h"
+#include "tests/support/files.h"
 
 namespace bamba::cli {
 namespace {
@@ -19,13 +20,12 @@ using testing::SizeIs;
 
 class HistoryFileTest : public testing::Test {
  protected:
-  void SetUp() override { fs::remove_all(root_); }
-  void TearDown() override { fs::remove_all(root_); }
   HistoryFile Open(const std::string& path) {
     return HistoryFile(path, [this](const std::string& line) { warnings_.push_back(line); });
   }
 
-  std::string root_ = testing::TempDir() + "history_test", path_ = root_ + "/state/bamba/chat_history";
+  TemporaryDirectory root_;
+  std::string path_ = root_ / "state/bamba/chat_history";
   std::vector<std::string> warnings_;
 };
 
@@ -57,10 +57,10 @@ TEST_F(HistoryFileTest, WithoutAFileThereIsOneWarning) {
 }
 
 TEST_F(HistoryFileTest, ThePlaceIsTheStandards) {
-  setenv("HOME", "/home/ada", 1), setenv("XDG_STATE_HOME", "/var/state", 1);
+  setenv("HOME", "/home/user", 1), setenv("XDG_STATE_HOME", "/var/state", 1);
   EXPECT_EQ(HistoryPath(), "/var/state/bamba/chat_history");
   setenv("XDG_STATE_HOME", "relative", 1);
-  EXPECT_EQ(HistoryPath(), "/home/ada/.local/state/bamba/chat_history");
+  EXPECT_EQ(HistoryPath(), "/home/user/.local/state/bamba/chat_history");
   unsetenv("XDG_STATE_HOME"), unsetenv("HOME");
   EXPECT_EQ(HistoryPath(), "");
   Open("").Add("nowhere");

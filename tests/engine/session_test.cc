@@ -15,6 +15,7 @@
 #include "base/mapped_file.h"
 #include "base/thread_pool.h"
 #include "tests/engine/player.h"
+#include "tests/support/files.h"
 #include "tests/support/random_model.h"
 #include "tests/support/simd_levels.h"
 
@@ -40,24 +41,6 @@ Request Turn(std::vector<int32_t> tokens, int64_t n) {
 std::vector<int32_t> Fresh(const Model& model, const std::vector<int32_t>& tokens, int64_t n) {
   Engine engine(model, nullptr, Options(false));
   return engine.Generate(Turn(tokens, n), kNoEmit).tokens;
-}
-
-// A directory that is gone at the end.
-struct Directory {
-  fs::path path = fs::temp_directory_path() / ("bamba-session-test-" + std::to_string(getpid()));
-  Directory() { fs::create_directories(path); }
-  ~Directory() { fs::remove_all(path); }
-  std::string File(const char* name = "s") const { return (path / name).string(); }
-};
-
-std::string ErrorOf(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& e) {
-    EXPECT_THAT(e.what(), testing::Not(HasSubstr("\n")));
-    return e.what();
-  }
-  return "no error";
 }
 
 TEST(Session, ATurnIsAsOneText) {
@@ -190,7 +173,7 @@ TEST(Session, TheSnapshotsUsedLongestAgoMakeRoom) {
 }
 
 TEST(SessionFile, GoesOnWithTheSameBits) {
-  const Directory directory;
+  const TemporaryDirectory directory;
   for (uint64_t seed = 0; seed < 30; seed++) {
     SCOPED_TRACE(seed);
     Random random(seed);
@@ -201,13 +184,13 @@ TEST(SessionFile, GoesOnWithTheSameBits) {
       Session session(engine);
       if (random() % 8) session.Generate(Turn(RandomTokens(random, Pick(random, 1, 150), model.config), Pick(random, 0, 30)), kNoEmit);
       if (random() % 2) session.RollBack(std::min(Pick(random, 0, 1), static_cast<int64_t>(session.tokens().size())));
-      session.Save(directory.File());
+      session.Save(directory / "s");
       text = session.tokens();
     }
     const bool roll_back = random() % 2;
     Engine engine(model, nullptr, Options(roll_back));
     Session session(engine);
-    session.Load(directory.File());
+    session.Load(directory / "s");
     ASSERT_EQ(session.tokens(), text);
     text.push_back(0);
     ASSERT_EQ(session.Generate(Turn({0}, 20), kNoEmit).tokens, Fresh(model, text, 20));
@@ -227,7 +210,7 @@ TEST(SessionFile, GoesOnWithTheSameBits) {
 
 // A long text, saved, and restored by another engine: the next token is the one that the first would have chosen, and so is every bit of state.
 TEST(SessionFile, LongText) {
-  const Directory directory;
+  const TemporaryDirectory directory;
   const int64_t length = std::getenv("BAMBA_FULL") ? 100'000 : 3'000;
   Config c = TinyConfig(3, {1});
   c.vocab = 31, c.dim = 16, c.ffn = 16, c.mamba_heads = 2, c.mamba_head_dim = 8, c.mamba_state = 8, c.mamba_groups = 1;
@@ -239,34 +222,32 @@ TEST(SessionFile, LongText) {
   Engine engine(model, nullptr, options);
   Session session(engine);
   session.Generate(Turn(RandomTokens(random, length, c), 1), kNoEmit);
-  session.Save(directory.File("first"));
+  session.Save(directory / "first");
   const auto next = session.Generate(Turn({}, 5), kNoEmit).tokens;
 
   Engine other(model, nullptr, options);
   Session restored(other);
-  restored.Load(directory.File("first"));
-  restored.Save(directory.File("again"));
-  EXPECT_EQ(ReadFile(directory.File("first")), ReadFile(directory.File("again")));
+  restored.Load(directory / "first");
+  restored.Save(directory / "again");
+  EXPECT_EQ(ReadFile(directory / "first"), ReadFile(directory / "again"));
   EXPECT_EQ(restored.Generate(Turn({}, 5), kNoEmit).tokens, next);
-  session.Save(directory.File("first")), restored.Save(directory.File("again"));
-  EXPECT_EQ(ReadFile(directory.File("first")), ReadFile(directory.File("again")));
+  session.Save(directory / "first"), restored.Save(directory / "again");
+  EXPECT_EQ(ReadFile(directory / "first"), ReadFile(directory / "again"));
 }
 
 TEST(SessionFile, ForeignAndDamagedOnesAreRefused) {
-  const Directory directory;
+  const TemporaryDirectory directory;
   const Model model = RandomModel(TinyConfig(2, {1}), 1);
   Engine engine(model, nullptr, Options());
   Session session(engine);
   session.Generate(Turn({1, 2, 3}, 40), kNoEmit);
-  session.Save(directory.File());
-  const std::string whole = ReadFile(directory.File());
+  session.Save(directory / "s");
+  const std::string whole = ReadFile(directory / "s");
+  session.Load(directory / "s");
   const auto load = [&](const std::string& bytes) {
-    FileWriter file(directory.File("broken"));
-    file.Write(bytes);
-    file.Commit();
-    return ErrorOf([&] { session.Load(directory.File("broken")); });
+    WriteFile(directory / "broken", bytes);
+    return ErrorOf([&] { session.Load(directory / "broken"); });
   };
-  ASSERT_EQ(load(whole), "no error");
   const auto before = session.tokens();
 
   for (size_t length = 0; length < whole.size(); length = length < 300 ? length + 1 : length + 97)
@@ -276,33 +257,33 @@ TEST(SessionFile, ForeignAndDamagedOnesAreRefused) {
   for (size_t at = 0; at < whole.size(); at = at < 300 ? at + 1 : at + 53) {
     std::string flipped = whole;
     flipped[at] = static_cast<char>(flipped[at] ^ 4);
-    ASSERT_THAT(load(flipped), HasSubstr(directory.File("broken"))) << at;
+    ASSERT_THAT(load(flipped), HasSubstr(directory / "broken")) << at;
   }
   EXPECT_EQ(session.tokens(), before);
-  EXPECT_THAT(ErrorOf([&] { session.Load(directory.File("missing")); }), HasSubstr("cannot be opened"));
-  EXPECT_THAT(ErrorOf([&] { session.Save(directory.File("no/such/place")); }), HasSubstr("cannot be created"));
+  EXPECT_THAT(ErrorOf([&] { session.Load(directory / "missing"); }), HasSubstr("cannot be opened"));
+  EXPECT_THAT(ErrorOf([&] { session.Save(directory / "no/such/place"); }), HasSubstr("cannot be created"));
 
   const Model same_shape = RandomModel(TinyConfig(2, {1}), 2);
   Engine other(same_shape, nullptr, Options());
   Session foreign(other);
-  EXPECT_THAT(ErrorOf([&] { foreign.Load(directory.File()); }), HasSubstr("belongs to another model"));
+  EXPECT_THAT(ErrorOf([&] { foreign.Load(directory / "s"); }), HasSubstr("belongs to another model"));
 
   EngineOptions small = Options();
   small.context = 20;
   Engine narrow(model, nullptr, small);
   Session full(narrow);
-  EXPECT_THAT(ErrorOf([&] { full.Load(directory.File()); }), HasSubstr("has 43 tokens, the context has room for 20"));
+  EXPECT_THAT(ErrorOf([&] { full.Load(directory / "s"); }), HasSubstr("has 43 tokens, the context has room for 20"));
 }
 
 TEST(SessionFile, AnotherBuildOrArithmeticIsRefused) {
-  const Directory directory;
+  const TemporaryDirectory directory;
   const Model model = RandomModel(TinyConfig(2, {1}), 1);
   StatePool pool(model.config, {.slots = 1, .pages = 4});
   const SequenceState sequence = pool.Allocate().value();
   const SessionIdentity identity{.build = 1, .model = 2, .arithmetic = "avx2"};
-  WriteSession(directory.File(), identity, {}, pool, sequence);
-  const auto open = [&](const SessionIdentity& other) { return ErrorOf([&] { SessionFile(directory.File(), other, model.config, pool, 10); }); };
-  EXPECT_EQ(open(identity), "no error");
+  WriteSession(directory / "s", identity, {}, pool, sequence);
+  const auto open = [&](const SessionIdentity& other) { return ErrorOf([&] { SessionFile(directory / "s", other, model.config, pool, 10); }); };
+  EXPECT_NO_THROW(SessionFile(directory / "s", identity, model.config, pool, 10));
   EXPECT_THAT(open({.build = 9, .model = 2, .arithmetic = "avx2"}), HasSubstr("another build of this program"));
   EXPECT_THAT(open({.build = 1, .model = 9, .arithmetic = "avx2"}), HasSubstr("another model"));
   EXPECT_THAT(open({.build = 1, .model = 2, .arithmetic = "avx512"}), HasSubstr("with the arithmetic avx2, now it is avx512; set BAMBA_SIMD=avx2"));
@@ -325,26 +306,26 @@ TEST(SessionFile, TheModelsHashSeesWeightsShapesAndConfig) {
 
 // Killed at any moment while it saves, a process leaves the old file or the new one.
 TEST(SessionFile, KilledWhileSaving) {
-  const Directory directory;
+  const TemporaryDirectory directory;
   const Model model = RandomModel(TinyConfig(2, {1}), 1);
   Engine engine(model, nullptr, {.name = "m", .threads = 1, .context = 4096, .sequences = 1});
   Session session(engine);
   Random random(1);
   session.Generate(Turn(RandomTokens(random, 2000, model.config), 1), kNoEmit);
-  session.Save(directory.File());
-  const std::string whole = ReadFile(directory.File());
+  session.Save(directory / "s");
+  const std::string whole = ReadFile(directory / "s");
   int halves = 0;  // files that a kill left behind
   for (int i = 0; i < 2000 && halves < 10; i++) {
     const pid_t child = fork();
     ASSERT_GE(child, 0);
     if (child == 0)
-      while (true) session.Save(directory.File());
+      while (true) session.Save(directory / "s");
     usleep(static_cast<useconds_t>(Pick(random, 100, 8000)));
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
-    ASSERT_EQ(ReadFile(directory.File()) == whole, true);
-    for (const auto& entry : fs::directory_iterator(directory.path)) {
-      if (entry.path() == directory.File()) continue;
+    ASSERT_EQ(ReadFile(directory / "s") == whole, true);
+    for (const auto& entry : fs::directory_iterator(directory.path())) {
+      if (entry.path() == (directory / "s")) continue;
       fs::remove(entry.path());
       halves++;
     }

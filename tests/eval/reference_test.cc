@@ -9,6 +9,7 @@
 #include "eval/hidden_states.h"
 #include "io/checkpoint.h"
 #include "tests/support/device.h"
+#include "tests/support/files.h"
 
 namespace bamba {
 namespace {
@@ -60,7 +61,8 @@ TEST_P(ReferenceTest, ContinuationsStartWithTheirPrompts) {
 INSTANTIATE_TEST_SUITE_P(Goldens, ReferenceTest, testing::Values("tiny-a", "tiny-b", "tiny-d"));
 
 TEST(ReferenceErrorsTest, InputIdsAreChecked) {
-  const std::string path = testing::TempDir() + "ids.safetensors";
+  const TemporaryDirectory directory;
+  const std::string path = directory / "ids.safetensors";
   const auto write = [&](const char* name, Dtype dtype, std::vector<int64_t> shape, std::vector<int64_t> values) {
     SafetensorsWriter writer(path, {{name, dtype, shape}});
     writer.Write(values.data(), writer.entries()[0].bytes());

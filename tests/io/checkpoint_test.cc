@@ -7,7 +7,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "model/params.h"
-#include "tests/io/test_files.h"
+#include "tests/support/files.h"
 #include "tests/support/random_model.h"
 
 namespace bamba {

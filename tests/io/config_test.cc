@@ -4,7 +4,7 @@
 
 #include "io/config_file.h"
 #include "io/json.h"
-#include "tests/io/test_files.h"
+#include "tests/support/files.h"
 #include "tests/support/random_model.h"
 
 namespace bamba {

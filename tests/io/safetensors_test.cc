@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "tests/io/test_files.h"
+#include "tests/support/files.h"
 
 namespace bamba {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "io/pickle.h"
 #include "io/zip.h"
-#include "tests/io/test_files.h"
+#include "tests/support/files.h"
 
 namespace bamba {
 namespace {

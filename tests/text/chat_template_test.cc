@@ -3,11 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
-
 #include "base/error.h"
 #include "base/mapped_file.h"
+#include "tests/support/files.h"
 
 namespace bamba {
 namespace {
@@ -99,12 +97,10 @@ TEST(ChatTemplateTest, MissingSpecialTokensAreNamed) {
 
 class OwnTemplateTest : public testing::Test {
  protected:
-  void SetUp() override { std::filesystem::create_directories(directory_); }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
-  void Write(const std::string& name, const std::string& text) { std::ofstream(directory_ + "/" + name) << text; }
-  std::optional<OwnChatTemplate> Find() { return FindOwnChatTemplate(directory_); }
+  void Write(const std::string& name, const std::string& text) { WriteFile(directory_ / name, text); }
+  std::optional<OwnChatTemplate> Find() { return FindOwnChatTemplate(directory_.path()); }
 
-  std::string directory_ = testing::TempDir() + "own_template";
+  TemporaryDirectory directory_;
 };
 
 TEST_F(OwnTemplateTest, IsFoundWhereModelsKeepIt) {

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "tests/support/files.h"
+
 namespace bamba {
 namespace {
 
@@ -46,10 +48,9 @@ TEST(VectorsTest, Llama3InBothNotations) {
 
 TEST(VectorsTest, ADifferenceIsReported) {
   const std::string dir = BAMBA_SOURCE_DIR "/tests/data/small-8k";
-  const std::string path = testing::TempDir() + "/wrong.jsonl";
-  FILE* file = fopen(path.c_str(), "w");
-  fputs("{\"text\":\"a\",\"ids\":[0],\"decoded\":\"a\"}\n", file);
-  fclose(file);
+  const TemporaryDirectory directory;
+  const std::string path = directory / "wrong.jsonl";
+  WriteFile(path, R"({"text":"a","ids":[0],"decoded":"a"})" "\n");
   VectorReport report = CheckVectors(Tokenizer::Load(dir), path);
   EXPECT_EQ(report.failed, 3);  // ids, decoded, and decoded again without special tokens
   EXPECT_EQ(report.first_failures.size(), 3u);

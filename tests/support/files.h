@@ -3,8 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
-#include <random>
 #include <string>
 
 #include "base/error.h"
@@ -12,11 +12,13 @@
 
 namespace bamba {
 
-// A directory of its own for a test, removed with everything in it.
+// A directory of its own for a test, removed with everything in it. Tests run beside each other: no path is shared.
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() : path_(std::filesystem::temp_directory_path() / ("bamba-test-" + std::to_string(std::random_device()()))) {
-    std::filesystem::create_directories(path_);
+  TemporaryDirectory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "bamba-test-XXXXXX").string();
+    if (mkdtemp(pattern.data()) == nullptr) ADD_FAILURE() << pattern << ": no such directory can be made";
+    path_ = pattern;
   }
   ~TemporaryDirectory() {
     std::error_code ignored;
