@@ -109,7 +109,12 @@ BENCHMARK_CAPTURE(BM_Linear, many_bf16_fast, Product::kForward, Dtype::kBf16, fa
     ->Args({512, 256, 1024})
     ->UseRealTime();
 BENCHMARK_CAPTURE(BM_Linear, small_bf16, Product::kForward, Dtype::kBf16, false)->ArgsProduct({{1, 16, 512}, {256}, {256, 1024, 8192}})->UseRealTime();
-BENCHMARK_CAPTURE(BM_Linear, many_f32, Product::kForward, Dtype::kF32, false)->ArgsProduct({{32, 512}, {4096}, {2048}})->UseRealTime();
+BENCHMARK_CAPTURE(BM_Linear, many_f32, Product::kForward, Dtype::kF32, false)
+    ->ArgsProduct({{32, 512}, {4096}, {2048}})
+    ->ArgsProduct({{256}, {256}, {256, 1024, 1160}})
+    ->Args({256, 1024, 256})
+    ->Args({256, 512, 256})
+    ->UseRealTime();
 BENCHMARK_CAPTURE(BM_Linear, many_bf16, Product::kForward, Dtype::kBf16, false)->ArgsProduct({{32, 512}, {4096}, {2048}})->UseRealTime();
 BENCHMARK_CAPTURE(BM_Linear, many_f16, Product::kForward, Dtype::kF16, false)->Args({512, 4096, 2048})->UseRealTime();
 BENCHMARK_CAPTURE(BM_Linear, dx_bf16, Product::kInputs, Dtype::kBf16, false)

@@ -1,7 +1,6 @@
 #include "engine/batch_runner.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 
@@ -12,7 +11,7 @@ BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, int 
   Context& ctx = runtime_.context();
   logits_ = ctx.Temp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
   batch_.tokens.reserve(static_cast<size_t>(size.rows));
-  scored_.reserve(static_cast<size_t>(size.rows));
+  batch_.wanted.emplace().reserve(static_cast<size_t>(size.rows));
   batch_.sequences.reserve(static_cast<size_t>(pool.slots));
   sequences_.reserve(static_cast<size_t>(pool.slots));
 }
@@ -24,22 +23,16 @@ void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, 
   batch_.tokens.insert(batch_.tokens.end(), tokens.begin(), tokens.end());
   batch_.sequences.push_back(StatePool::Entry(sequence, first, rows));
   sequences_.push_back(&sequence);
-  for (int64_t row = first + rows - scored; row < first + rows; row++) scored_.push_back(row);
+  for (int64_t row = first + rows - scored; row < first + rows; row++) batch_.wanted->push_back(row);
 }
 
 Tensor BatchRunner::Run() {
   Context& ctx = runtime_.context();
-  const Tensor hidden = hidden_.Rows(0, batch_.rows());
-  Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden);
+  Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, static_cast<int64_t>(batch_.wanted->size())));
   for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
 
-  // The scored rows move to the front; none passes another.
-  const auto scored = static_cast<int64_t>(scored_.size());
-  for (int64_t i = 0; i < scored; i++) {
-    const int64_t row = scored_[static_cast<size_t>(i)];
-    if (row != i) std::memcpy(hidden.At(i).data(), hidden.At(row).data(), hidden.At(i).bytes());
-  }
-  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), scored_.clear();
+  const auto scored = static_cast<int64_t>(batch_.wanted->size());
+  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear();
   unscored_row_ = 0, unscored_ = scored;
   return MoreLogits();
 }

@@ -43,7 +43,6 @@ class BatchRunner {
   Tensor hidden_, logits_;
   Batch batch_;
   std::vector<SequenceState*> sequences_;    // of the batch
-  std::vector<int64_t> scored_;              // rows
   int64_t unscored_row_ = 0, unscored_ = 0;  // of hidden_: the first row without logits, and how many there are
 };
 

@@ -119,10 +119,16 @@ MachineRates MeasureRates(const Model& model, const SpeedTest& test) {
 double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rates) {
   const Config& c = model.config;
   Weights weights = model.weights;
-  double weight_bytes = 0, matrix_numbers = 0;  // of all but embedding and head
+  // Of all but embedding and head. What follows the last mixer need be done for scored rows only.
+  struct Part {
+    double bytes = 0, matrix_numbers = 0;
+  } every, scored_only;
+  int last_mixer = static_cast<int>(weights.blocks.size()) - 1;
+  while (last_mixer > 0 && weights.blocks[static_cast<size_t>(last_mixer)].kind == BlockKind::kSwiGlu) last_mixer--;
   for (const Param& p : Parameters(c, weights)) {
-    if (p.role != Role::kEmbedding) weight_bytes += static_cast<double>(p.tensor->bytes());
-    if (p.role == Role::kMatrix) matrix_numbers += static_cast<double>(p.size());
+    Part& part = p.block > last_mixer ? scored_only : every;
+    if (p.role != Role::kEmbedding) part.bytes += static_cast<double>(p.tensor->bytes());
+    if (p.role == Role::kMatrix) part.matrix_numbers += static_cast<double>(p.size());
   }
   const Tensor &head = weights.head.weight, &embedding = weights.embedding.weight;
   const double row_bytes = static_cast<double>(static_cast<size_t>(c.dim) * SizeOf(embedding.dtype()));
@@ -130,8 +136,11 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
   double seconds = 0;
   for (int64_t done = 0; done < test.tokens();) {
     const Call call = CallAfter(test, done);
-    double bytes = weight_bytes, operations = 2 * matrix_numbers * static_cast<double>(call.total);
-    if (call.scored > 0) bytes += static_cast<double>(head.bytes()), operations += 2 * static_cast<double>(head.size() * call.scored);
+    double bytes = every.bytes, operations = 2 * every.matrix_numbers * static_cast<double>(call.total);
+    if (call.scored > 0) {
+      bytes += scored_only.bytes + static_cast<double>(head.bytes());
+      operations += 2 * (scored_only.matrix_numbers + static_cast<double>(head.size())) * static_cast<double>(call.scored);
+    }
     if (!c.tied || call.scored == 0) bytes += row_bytes * static_cast<double>(call.total);
     for (size_t i = 0; i < call.rows.size(); i++)
       bytes += StateBytes(c, test.context + (test.generate > 0 ? done / test.batch : i == 0 ? done % test.prompt : 0));

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "model/bamba.h"
 
 namespace bamba {
@@ -39,11 +41,28 @@ void Mlp(Context& ctx, const Config& c, const SwiGlu& w, const Tensor& u, const 
   if (saved) saved->gate = gate, saved->up = up, saved->act = act;
 }
 
+// The block after which a row matters to no other one.
+size_t LastMixer(const Weights& w) {
+  size_t last = w.blocks.size() - 1;
+  while (last > 0 && w.blocks[last].kind == BlockKind::kSwiGlu) last--;
+  return last;
+}
+
+// The first rows of x become the wanted ones.
+void Narrow(const std::vector<int64_t>& wanted, Tensor& x) {
+  for (size_t i = 0; i < wanted.size(); i++) {
+    const Tensor to = x.At(static_cast<int64_t>(i)), from = x.At(wanted[i]);
+    if (to.data() != from.data()) std::memcpy(to.data(), from.data(), to.bytes());
+  }
+  x = x.Rows(0, static_cast<int64_t>(wanted.size()));
+}
+
 }  // namespace
 
 void Forward(Context& ctx, const Config& c, const Weights& w, const Batch& batch, States& states, const Tensor& hidden, Saved* saved) {
   Frame frame(ctx, saved != nullptr);
-  const size_t blocks = w.blocks.size();
+  const size_t blocks = w.blocks.size(), last_mixer = LastMixer(w);
+  CHECK_MSG(!saved || !batch.wanted, "a backward pass needs all rows");
   if (saved) saved->blocks.assign(blocks, {});
   Tensor x = ctx.Temp({batch.rows(), c.dim}), u = ctx.Temp({batch.rows(), c.dim}), y = ctx.Temp({batch.rows(), c.dim});
   ops::Embed(ctx, batch, w.embedding.weight, c.embedding_multiplier, x);
@@ -59,6 +78,7 @@ void Forward(Context& ctx, const Config& c, const Weights& w, const Batch& batch
       case BlockKind::kAttention: AttentionMixer(ctx, c, block.attention, batch, states.kv.empty() ? KvPages{} : states.kv[i], u, y, keep); break;
       case BlockKind::kSwiGlu: Mlp(ctx, c, block.mlp, u, y, keep); break;
     }
+    if (i == last_mixer && batch.wanted) Narrow(*batch.wanted, x), Narrow(*batch.wanted, y), u = u.Rows(0, x.rows());
     const bool last = i + 1 == blocks;
     Tensor sum = saved ? ctx.Temp({batch.rows(), c.dim}) : x, next = last ? hidden : saved ? ctx.Temp({batch.rows(), c.dim}) : u;
     ops::AddRmsNorm(ctx, x, y, c.residual_multiplier, last ? w.final_norm : w.blocks[i + 1].norm, c.eps, sum, next);

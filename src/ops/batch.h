@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "base/tensor.h"
@@ -27,6 +28,7 @@ struct Sequence {
 struct Batch {
   std::vector<int32_t> tokens;  // [T] ids
   std::vector<Sequence> sequences;
+  std::optional<std::vector<int64_t>> wanted;  // rows whose hidden state is asked for, ascending; absent: all
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 

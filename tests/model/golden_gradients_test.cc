@@ -131,7 +131,8 @@ TEST_P(GoldenGradientsTest, RowsDoNotSeeTheirNeighbours) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiny, GoldenGradientsTest, testing::Values("tiny-a", "tiny-b", "tiny-d"), [](const auto& info) { return std::string(info.param).substr(5); });
+INSTANTIATE_TEST_SUITE_P(Tiny, GoldenGradientsTest, testing::Values("tiny-a", "tiny-b", "tiny-d"),
+                         [](const auto& info) { return std::string(info.param).substr(5); });
 
 }  // namespace
 }  // namespace bamba

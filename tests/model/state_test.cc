@@ -77,7 +77,7 @@ class StateTest : public testing::TestWithParam<DeviceKind> {
   // Rows of hidden states as bytes, for comparison of bits.
   std::vector<std::string> Run(const Model& model, const Batch& batch, States& states) {
     Frame frame(device_.ctx);
-    Tensor hidden = device_.ctx.Temp({batch.rows(), model.config.dim});
+    Tensor hidden = device_.ctx.Temp({batch.wanted ? static_cast<int64_t>(batch.wanted->size()) : batch.rows(), model.config.dim});
     Forward(device_.ctx, model.config, model.weights, batch, states, hidden);
     std::vector<std::string> rows;
     for (int64_t i = 0; i < hidden.rows(); i++)
@@ -101,6 +101,22 @@ std::vector<Config> Configs() {
   configs[1].d_conv = 1;
   configs[3].d_conv = 7;
   return configs;
+}
+
+TEST_P(StateTest, WantedRowsAreThoseOfAllRows) {
+  for (const Config& config : Configs()) {
+    const Model model = RandomModel(config, 4, GetParam().dtype);
+    Batch batch = StatelessBatch(Tokens(config, 70));
+    batch.sequences = {{0, 40, 0}, {40, 30, 0}};
+    States none;
+    const std::vector<std::string> all = Run(model, batch, none);
+    for (const std::vector<int64_t>& wanted : {std::vector<int64_t>{}, {39}, {0, 1, 39, 69}}) {
+      batch.wanted = wanted;
+      const std::vector<std::string> rows = Run(model, batch, none);
+      ASSERT_EQ(rows.size(), wanted.size());
+      for (size_t i = 0; i < wanted.size(); i++) EXPECT_EQ(rows[i], all[static_cast<size_t>(wanted[i])]) << wanted[i];
+    }
+  }
 }
 
 TEST_P(StateTest, AnySplitOfAnyMixture) {

@@ -50,7 +50,8 @@ TEST(VectorsTest, ADifferenceIsReported) {
   const std::string dir = BAMBA_SOURCE_DIR "/tests/data/small-8k";
   const TemporaryDirectory directory;
   const std::string path = directory / "wrong.jsonl";
-  WriteFile(path, R"({"text":"a","ids":[0],"decoded":"a"})" "\n");
+  WriteFile(path, R"({"text":"a","ids":[0],"decoded":"a"})"
+                  "\n");
   VectorReport report = CheckVectors(Tokenizer::Load(dir), path);
   EXPECT_EQ(report.failed, 3);  // ids, decoded, and decoded again without special tokens
   EXPECT_EQ(report.first_failures.size(), 3u);

@@ -1,6 +1,6 @@
-// y = x Wᵀ + bias. The canonical order of an output element: kLanes partial sums, lane l over k = l, l + kLanes, …, each a chain of fused multiply-adds from 0
-// (the last vector padded with zeros); then the lanes are added by one fixed tree, then the bias. Tiles differ in how many elements they hold in registers and
-// in where the numbers lie, never in this order.
+// y = x Wᵀ + bias. The canonical order of an output element: the inputs come in blocks of kBlockK; a block has kSums = 8 partial sums, sum l over k = l, l + 8,
+// …, each a chain of fused multiply-adds from 0, and one tree adds them: ((0 + 2) + (1 + 3)) + ((4 + 6) + (5 + 7)); the blocks are added in order, then the
+// bias. With few rows of x a vector holds the sums of one or two outputs, with many rows one sum of many outputs: the order is the same, and so are the bits.
 #include "ops/cpu/simd.h"
 #include "ops/cpu/x86_bf16.h"
 #include "ops/op_table.h"
@@ -16,191 +16,284 @@ namespace bamba::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Outputs are handled in blocks of 8: as many rows of the weight are read side by side. Their sums, and those of up to kTileRows rows of x, stay in registers.
-constexpr int kBlock = 8;
-constexpr int kGroup = 4;  // outputs whose lanes are added together
-constexpr int kTileRows = HWY_TARGET == HWY_AVX2 ? 3 : 6;
-constexpr int kTileSums = kTileRows * kGroup;
-constexpr int64_t kCacheLine = 64;
+constexpr int64_t kBlockK = 512, kSums = 8;
 
-// Many rows: a part of x and of W is copied to panels of this size, W decoded, both in the first and second level cache. Panel rows are padded: with a power of
-// two between them they would compete for the same sets of the cache.
-constexpr int64_t kPanelK = 512, kPanelStride = kPanelK + 16;
-constexpr int64_t kPanelRows = 48, kPanelOutputs = 32;
+// Tiles of rows × vectors whose sums stay in registers. Few rows: four vectors of kLanes / kSums outputs each.
+constexpr int kFewRows = HWY_TARGET == HWY_AVX2 ? 3 : 6, kFewVecs = 4;
+constexpr int64_t kFewOutputs = kFewVecs * kLanes / kSums;
+constexpr int kPanelRows = 6, kPanelVecs = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 
-// One tile's operands. W is `outputs` ≤ kGroup or kBlock rows; x rows are as many as the tile is compiled for.
-template <typename W>
-struct Tile {
-  const float* x;
-  int64_t x_stride;
-  const W* w;
-  int64_t w_stride;
-  int64_t k;
-  int64_t outputs;
-  const float* bias;  // [kBlock]
-  float* y;
-  int64_t y_stride;
-  float* sums = nullptr;  // partial sums [rows, outputs, kLanes] between panels of one product
-  bool first = true, last = true;
+// kCount rows of a weight, side by side. Past the last of `present` rows it comes again, for nothing.
+template <typename W, int64_t kCount>
+struct WeightRows {
+  const W* at[kCount];
+  HWY_INLINE WeightRows(const W* first, int64_t stride, int64_t present) {
+    for (int64_t j = 0; j < kCount; j++) at[j] = first + std::min(j, present - 1) * stride;
+  }
 };
 
-// Adds the lanes of each of four vectors: lane l of a block of 128 bits with lane l + 2, those two, then the blocks likewise. A result depends on its own
-// vector alone.
-HWY_INLINE hn::Vec<hn::Full128<float>> AddLanes(Vec a, Vec b, Vec c, Vec d) {
+// Eight inputs of row j and, where a vector has room for it, of row j + kFewVecs.
+template <typename W>
+HWY_INLINE Vec LoadEights(const WeightRows<W, kFewOutputs>& w, int64_t j, int64_t k) {
+#if HWY_TARGET == HWY_AVX2
+  return LoadWeights(w.at[j] + k);
+#else
+  return LoadTwoHalves(w.at[j] + k, w.at[j + kFewVecs] + k);
+#endif
+}
+
+HWY_INLINE Vec RepeatEight(const float* x) {
+#if HWY_TARGET == HWY_AVX2
+  return hn::LoadU(Floats(), x);
+#else
+  return Vec{_mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(x))))};
+#endif
+}
+
+// Adds the sums of kFewVecs vectors: the outputs of all.
+using FewOutputs = hn::CappedTag<float, kFewOutputs>;
+HWY_INLINE hn::Vec<FewOutputs> AddSums(Vec a, Vec b, Vec c, Vec d) {
   const Floats f;
   const hn::Repartition<double, Floats> pairs;
   const Vec ab = hn::Add(hn::InterleaveLower(f, a, b), hn::InterleaveUpper(f, a, b));
   const Vec cd = hn::Add(hn::InterleaveLower(f, c, d), hn::InterleaveUpper(f, c, d));
   const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
-  const Vec sums = hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
-  const hn::Half<Floats> half;
-  const auto halved = hn::Add(hn::LowerHalf(half, sums), hn::UpperHalf(half, sums));
+  const Vec fours = hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
 #if HWY_TARGET == HWY_AVX2
-  return halved;
+  return hn::Add(hn::LowerHalf(fours), hn::UpperHalf(FewOutputs(), fours));
 #else
-  const hn::Half<decltype(half)> quarter;
-  return hn::Add(hn::LowerHalf(quarter, halved), hn::UpperHalf(quarter, halved));
+  const Vec eights = hn::Add(fours, Vec{_mm512_shuffle_f32x4(fours.raw, fours.raw, 0xb1)});
+  return hn::LowerHalf(Vec{_mm512_shuffle_f32x4(eights.raw, eights.raw, 0x08)});
 #endif
 }
 
-template <int kRows, int kOutputs>
-HWY_INLINE void Finish(const Vec (&sums)[kRows][kOutputs], const float* bias, float* y, int64_t y_stride, int64_t outputs) {
-  const hn::Full128<float> four;
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; r++) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kOutputs; j += kGroup) {
-      const auto out = hn::Add(AddLanes(sums[r][j], sums[r][j + 1], sums[r][j + 2], sums[r][j + 3]), hn::LoadU(four, bias + j));
-      if (outputs >= j + kGroup) {
-        hn::StoreU(out, four, y + r * y_stride + j);
-      } else if (outputs > j) {
-        HWY_ALIGN float part[kGroup];
-        hn::Store(out, four, part);
-        std::memcpy(y + r * y_stride + j, part, static_cast<size_t>(outputs - j) * sizeof(float));
-      }
-    }
+// Takes a block's sum into y, of which it is the first or the last one.
+struct Place {
+  bool first, last;
+
+  template <typename D>
+  HWY_INLINE hn::Vec<D> Total(D d, hn::Vec<D> sum, const float* y, const float* bias) const {
+    if (!first) sum = hn::Add(hn::LoadU(d, y), sum);
+    return last ? hn::Add(sum, hn::LoadU(d, bias)) : sum;
   }
-}
-
-// kRows rows of x times kOutputs rows of W. Past the last output its row is read again, for nothing, instead of having a kernel for each number.
-// kFromMemory: W is not in a cache yet, and the rows after it come next.
-template <int kRows, int kOutputs, bool kFromMemory, typename W>
-HWY_INLINE void MultiplyTile(const Tile<W>& t) {
-  const Floats f;
-  Vec sums[kRows][kOutputs];
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; r++)
-#pragma GCC unroll 8
-    for (int j = 0; j < kOutputs; j++) sums[r][j] = t.first ? hn::Zero(f) : hn::Load(f, t.sums + (r * kOutputs + j) * kLanes);
-
-  const float* x[kRows];
-  const W* w[kOutputs];
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; r++) x[r] = t.x + r * t.x_stride;
-#pragma GCC unroll 8
-  for (int j = 0; j < kOutputs; j++) w[j] = t.w + std::min<int64_t>(j, t.outputs - 1) * t.w_stride;
-
-  const auto step = [&](int64_t k, auto prefetch, const auto& load_x, const auto& load_w) HWY_ATTR {
-    Vec xs[kRows];
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; r++) xs[r] = load_x(x[r]);
-#pragma GCC unroll 8
-    for (int j = 0; j < kOutputs; j++) {
-      // A block ahead: far enough for the second level cache, and across the ends of rows.
-      if (prefetch()) __builtin_prefetch(w[j] + k + kBlock * t.w_stride, 0, 2);
-      const Vec ws = load_w(w[j]);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; r++) sums[r][j] = hn::MulAdd(xs[r], ws, sums[r][j]);
-    }
-  };
-  const auto full_step = [&](int64_t k, auto prefetch) HWY_ATTR {
-    step(
-        k, prefetch, [&](const float* p) HWY_ATTR { return LoadWeights(p + k); }, [&](const W* p) HWY_ATTR { return LoadWeights(p + k); });
-  };
-  constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(W));
-  int64_t k = 0;
-  for (; k + kLine <= t.k; k += kLine) {
-    full_step(k, std::bool_constant<kFromMemory>());
-#pragma GCC unroll 4
-    for (int64_t i = kLanes; i < kLine; i += kLanes) full_step(k + i, std::false_type());
+  template <typename D>
+  HWY_INLINE void Store(D d, hn::Vec<D> sum, const float* bias, float* y, int64_t outputs) const {
+    if (outputs >= static_cast<int64_t>(hn::MaxLanes(d))) return hn::StoreU(Total(d, sum, y, bias), d, y);
+    HWY_ALIGN float part[kLanes] = {};
+    const size_t bytes = static_cast<size_t>(outputs) * sizeof(float);
+    std::memcpy(part, y, bytes);
+    hn::Store(Total(d, sum, part, bias), d, part);
+    std::memcpy(y, part, bytes);
   }
-  for (; k + kLanes <= t.k; k += kLanes) full_step(k, std::false_type());
-  if (k < t.k) {
-    const int64_t rest = t.k - k;
-    const auto load = [&](const auto* p) HWY_ATTR { return LoadWeightsPartly(p + k, rest); };
-    step(k, std::false_type(), load, load);
-  }
+};
 
-  if (t.last) return Finish(sums, t.bias, t.y, t.y_stride, t.outputs);
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; r++)
-#pragma GCC unroll 8
-    for (int j = 0; j < kOutputs; j++) hn::Store(sums[r][j], f, t.sums + (r * kOutputs + j) * kLanes);
-}
-
-// The bias of outputs [n, n + kBlock), 0 where there is none.
-HWY_INLINE void LoadBias(const Tensor& bias, int64_t n, int64_t outputs, float* to) {
-  std::fill(to, to + kBlock, 0.0f);
+// The bias of outputs [n, n + outputs), 0 where there is none, and up to `room`.
+HWY_INLINE void LoadBias(const Tensor& bias, int64_t n, int64_t outputs, float* to, int64_t room) {
+  std::fill(to, to + room, 0.0f);
   if (bias)
     Convert(static_cast<const char*>(bias.data()) + static_cast<size_t>(n) * SizeOf(bias.dtype()), bias.dtype(), to, Dtype::kF32, static_cast<size_t>(outputs));
 }
 
-// Few rows: the weight is read once, from memory, by blocks of outputs, and decoded in registers for each tile of rows.
+// Rows of x with their part of y.
+struct Rows {
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+};
+
+// kRows rows of x times up to kFewOutputs outputs.
+template <int kRows, typename W>
+void StreamTile(const Rows& rows, const W* first, int64_t w_stride, int64_t all, const float* bias, int64_t outputs) {
+  const WeightRows<W, kFewOutputs> w(first, w_stride, outputs);
+  int64_t k = 0;
+  do {  // once also where there are no inputs
+    const int64_t end = std::min(k + kBlockK, all);
+    const Place place = {k == 0, end == all};
+    Vec sums[kRows][kFewVecs];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < kFewVecs; j++) sums[r][j] = hn::Zero(Floats());
+
+    const auto step = [&](const float* x, int64_t x_stride, const auto& ws, int64_t at) HWY_ATTR {
+      Vec xs[kRows];
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; r++) xs[r] = RepeatEight(x + r * x_stride + at);
+#pragma GCC unroll 4
+      for (int j = 0; j < kFewVecs; j++) {
+        const Vec eights = LoadEights(ws, j, at);
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; r++) sums[r][j] = hn::MulAdd(xs[r], eights, sums[r][j]);
+      }
+    };
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
+    while (k + kLine <= end) {
+      // Two tiles ahead: far enough for the second level cache, and across the ends of rows.
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kFewOutputs; j++) __builtin_prefetch(w.at[j] + k + 2 * kFewOutputs * w_stride, 0, 2);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kLine; i += kSums, k += kSums) step(rows.x, rows.x_stride, w, k);
+    }
+    for (; k + kSums <= end; k += kSums) step(rows.x, rows.x_stride, w, k);
+    if (k < end) {
+      HWY_ALIGN float x[kRows][kSums] = {};
+      HWY_ALIGN W ws[kFewOutputs][kSums] = {};
+      for (int r = 0; r < kRows; r++) std::memcpy(x[r], rows.x + r * rows.x_stride + k, static_cast<size_t>(end - k) * sizeof(float));
+      for (int64_t j = 0; j < kFewOutputs; j++) std::memcpy(static_cast<void*>(ws[j]), w.at[j] + k, static_cast<size_t>(end - k) * sizeof(W));
+      step(x[0], kSums, WeightRows<W, kFewOutputs>(ws[0], kSums, kFewOutputs), 0);
+      k = end;
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; r++)
+      place.Store(FewOutputs(), AddSums(sums[r][0], sums[r][1], sums[r][2], sums[r][3]), bias, rows.y + r * rows.y_stride, outputs);
+  } while (k < all);
+}
+
+// Few rows: outputs [begin, end), the weight read once, from memory, and decoded in registers for each tile of rows.
 template <typename W>
 void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t begin, int64_t end) {
-  const int64_t rows = x.rows(), tile_rows = EvenPiece(rows, kTileRows), w_stride = w.weight.stride(0);
-  for (int64_t n = begin; n < end; n += kBlock) {
-    const int64_t outputs = std::min<int64_t>(kBlock, end - n);
-    float bias[kBlock];
-    LoadBias(w.bias, n, outputs, bias);
+  const int64_t rows = x.rows(), tile_rows = EvenPiece(rows, kFewRows);
+  for (int64_t n = begin; n < end; n += kFewOutputs) {
+    const int64_t outputs = std::min(kFewOutputs, end - n);
+    HWY_ALIGN float bias[kFewOutputs];
+    LoadBias(w.bias, n, outputs, bias, kFewOutputs);
     for (int64_t r = 0; r < rows; r += tile_rows) {
-      WithRows<kTileRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
-        constexpr int kRows = decltype(count)::value, kOutputs = kRows * kBlock <= kTileSums ? kBlock : kGroup;
-        for (int64_t j = 0; j < outputs; j += kOutputs) {
-          MultiplyTile<kRows, kOutputs, true>(Tile<W>{x.Row<float>(r), x.stride(0), w.weight.Row<W>(n + j), w_stride, x.cols(),
-                                                      std::min<int64_t>(kOutputs, outputs - j), bias + j, y.Row<float>(r) + n + j, y.stride(0)});
-        }
+      const Rows tile = {x.Row<float>(r), x.stride(0), y.Row<float>(r) + n, y.stride(0)};
+      WithRows<kFewRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
+        StreamTile<decltype(count)::value>(tile, w.weight.Row<W>(n), w.weight.stride(0), x.cols(), bias, outputs);
       });
     }
   }
 }
 
-// Copies rows × k numbers, decoded, to a panel; the last vector is padded with zeros.
-template <typename W>
-HWY_INLINE void CopyPanel(const W* from, int64_t stride, int64_t rows, int64_t k, float* panel) {
-  const Floats f;
-  for (int64_t r = 0; r < rows; r++, from += stride, panel += kPanelStride) {
-    int64_t i = 0;
-    for (; i + kLanes <= k; i += kLanes) hn::Store(LoadWeights(from + i), f, panel + i);
-    if (i < k) hn::Store(LoadWeightsPartly(from + i, k - i), f, panel + i);
+// A block of W [outputs, k], decoded and turned: element (n, k) at [k % kSums][k / kSums][n], outputs padded to whole vectors with any numbers, k with zeros.
+// The parts of the sums lie a little further apart than they are long: with a power of two between them they would compete for the same sets of the caches.
+struct Panel {
+  static constexpr int64_t kMostFloats = kBlockK * kPanelVecs * kLanes + kSums * kLanes;
+  float* data;
+  int64_t steps, vecs;
+
+  HWY_INLINE float* At(int64_t sum, int64_t step) const { return data + (sum * (steps * vecs + 1) + step * vecs) * kLanes; }
+
+  template <typename W>
+  void Fill(const W* w, int64_t stride, int64_t outputs, int64_t k) const {
+    for (int64_t v = 0; v < vecs; v++) {
+      const WeightRows<W, kLanes> rows(w + v * kLanes * stride, stride, outputs - v * kLanes);
+      int64_t i = 0;
+      for (; i + kLanes <= k; i += kLanes) Turn(rows, i, i, v);
+      if (i == k) continue;
+      HWY_ALIGN W rest[kLanes][kLanes] = {};
+      for (int64_t j = 0; j < kLanes; j++) std::memcpy(static_cast<void*>(rest[j]), rows.at[j] + i, static_cast<size_t>(k - i) * sizeof(W));
+      Turn(WeightRows<W, kLanes>(rest[0], kLanes, kLanes), 0, i, v);
+    }
   }
+
+ private:
+  // Inputs [k, k + kLanes) of the rows, which are inputs [to, …) of the block. By blocks of four inputs: of a row they are a block of 128 bits of a vector,
+  // which has rows j, j + 4, …; then each 4 × 4 is turned.
+  template <typename W>
+  HWY_INLINE void Turn(const WeightRows<W, kLanes>& rows, int64_t k, int64_t to, int64_t v) const {
+    constexpr int kFours = kLanes / 4;
+    const Floats f;
+    const hn::Repartition<double, Floats> pairs;
+    Vec fours[4][kFours];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; j++) {
+#if HWY_TARGET == HWY_AVX2
+      const Vec a = LoadWeights(rows.at[j] + k), b = LoadWeights(rows.at[j + 4] + k);
+      fours[j][0] = hn::ConcatLowerLower(f, b, a), fours[j][1] = hn::ConcatUpperUpper(f, b, a);
+#else
+      const Vec a = LoadWeights(rows.at[j] + k), b = LoadWeights(rows.at[j + 4] + k);
+      const Vec c = LoadWeights(rows.at[j + 8] + k), d = LoadWeights(rows.at[j + 12] + k);
+      const Vec low_ab = hn::ConcatLowerLower(f, b, a), high_ab = hn::ConcatUpperUpper(f, b, a);
+      const Vec low_cd = hn::ConcatLowerLower(f, d, c), high_cd = hn::ConcatUpperUpper(f, d, c);
+      fours[j][0] = Vec{_mm512_shuffle_f32x4(low_ab.raw, low_cd.raw, 0x88)}, fours[j][1] = Vec{_mm512_shuffle_f32x4(low_ab.raw, low_cd.raw, 0xdd)};
+      fours[j][2] = Vec{_mm512_shuffle_f32x4(high_ab.raw, high_cd.raw, 0x88)}, fours[j][3] = Vec{_mm512_shuffle_f32x4(high_ab.raw, high_cd.raw, 0xdd)};
+#endif
+    }
+#pragma GCC unroll 4
+    for (int64_t q = 0; q < kFours; q++) {
+      const Vec a = fours[0][q], b = fours[1][q], c = fours[2][q], d = fours[3][q];
+      const auto low_ab = hn::BitCast(pairs, hn::InterleaveLower(f, a, b)), high_ab = hn::BitCast(pairs, hn::InterleaveUpper(f, a, b));
+      const auto low_cd = hn::BitCast(pairs, hn::InterleaveLower(f, c, d)), high_cd = hn::BitCast(pairs, hn::InterleaveUpper(f, c, d));
+      const auto store = [&](int64_t i, auto column) HWY_ATTR {
+        const int64_t input = to + 4 * q + i;
+        if (input / kSums < steps) hn::Store(hn::BitCast(f, column), f, At(input % kSums, input / kSums) + v * kLanes);
+      };
+      store(0, hn::InterleaveLower(pairs, low_ab, low_cd)), store(1, hn::InterleaveUpper(pairs, low_ab, low_cd));
+      store(2, hn::InterleaveLower(pairs, high_ab, high_cd)), store(3, hn::InterleaveUpper(pairs, high_ab, high_cd));
+    }
+  }
+};
+
+// kRows rows of x, k of their numbers, times the outputs of a panel.
+template <int kRows, int kVecs>
+void MultiplyPanel(const Rows& rows, const Panel& panel, int64_t k, Place place, const float* bias, int64_t outputs) {
+  // One after the other so that adding neighbours, then neighbouring pairs, then fours is the tree.
+  constexpr int64_t kOrder[kSums] = {0, 2, 1, 3, 4, 6, 5, 7};
+  const Floats f;
+  HWY_ALIGN float kept[3][kRows][kVecs][kLanes];  // sums of 1, 2 and 4 sums that wait for their neighbour
+  Vec sums[kRows][kVecs];
+  for (int i = 0; i < kSums; i++) {
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; v++) sums[r][v] = hn::Zero(f);
+    const float *w = panel.At(kOrder[i], 0), *x = rows.x + kOrder[i];
+    for (int64_t steps = (k - kOrder[i] + kSums - 1) / kSums; steps > 0; steps--, w += kVecs * kLanes, x += kSums) {
+      Vec ws[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; v++) ws[v] = hn::Load(f, w + v * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; r++) {
+        const Vec xs = hn::Set(f, x[r * rows.x_stride]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::MulAdd(xs, ws[v], sums[r][v]);
+      }
+    }
+    int level = 0;
+    for (; i >> level & 1; level++)
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::Add(hn::Load(f, kept[level][r][v]), sums[r][v]);
+    if (i + 1 == kSums) break;
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; v++) hn::Store(sums[r][v], f, kept[level][r][v]);
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; v++)
+      place.Store(f, sums[r][v], bias + v * kLanes, rows.y + r * rows.y_stride + v * kLanes, v + 1 < kVecs ? kLanes : outputs - v * kLanes);
 }
 
-// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y, at most kPanelRows × kPanelOutputs. Between panels the sums of all lanes are kept.
+// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y, at most kPanelVecs vectors. The panel stays in the second level cache, a tile of x in the
+// first.
 template <typename W>
 void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
-  HWY_ALIGN float x_panel[kTileRows * kPanelStride], w_panel[kPanelOutputs * kPanelStride], sums[kPanelRows * kPanelOutputs * kLanes];
-  float bias[kPanelOutputs];
-  for (int64_t j = 0; j < kPanelOutputs; j += kBlock) LoadBias(w.bias, n + j, std::clamp<int64_t>(outputs - j, 0, kBlock), bias + j);
-  const int64_t tile_rows = EvenPiece(rows, kTileRows), all = x.cols();
-  for (int64_t k = 0; k < all; k += kPanelK) {
-    const int64_t part = std::min(kPanelK, all - k), padded = (part + kLanes - 1) / kLanes * kLanes;
-    CopyPanel(w.weight.Row<W>(n) + k, w.weight.stride(0), outputs, part, w_panel);
-    for (int64_t r = 0; r < rows; r += tile_rows) {
-      WithRows<kTileRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
-        constexpr int kRows = decltype(count)::value;
-        CopyPanel(x.Row<float>(row + r) + k, x.stride(0), kRows, part, x_panel);
-        for (int64_t j = 0; j < outputs; j += kGroup) {
-          MultiplyTile<kRows, kGroup, false>(Tile<float>{x_panel, kPanelStride, w_panel + j * kPanelStride, kPanelStride, padded,
-                                                         std::min<int64_t>(kGroup, outputs - j), bias + j, y.Row<float>(row + r) + n + j, y.stride(0),
-                                                         sums + (r * kPanelOutputs + j * kRows) * kLanes, k == 0, k + part == all});
-        }
-      });
-    }
+  HWY_ALIGN float data[Panel::kMostFloats], bias[kPanelVecs * kLanes];
+  LoadBias(w.bias, n, outputs, bias, kPanelVecs * kLanes);
+  const int64_t tile_rows = EvenPiece(rows, kPanelRows), all = x.cols();
+  for (int64_t k = 0; k < all; k += kBlockK) {
+    const int64_t part = std::min(kBlockK, all - k);
+    const Panel panel{data, CeilDiv(part, kSums), CeilDiv(outputs, kLanes)};
+    panel.Fill(w.weight.Row<W>(n) + k, w.weight.stride(0), outputs, part);
+    WithRows<kPanelVecs>(panel.vecs, [&](auto vecs) HWY_ATTR {
+      for (int64_t r = row; r < row + rows; r += tile_rows) {
+        const Rows tile = {x.Row<float>(r) + k, x.stride(0), y.Row<float>(r) + n, y.stride(0)};
+        WithRows<kPanelRows>(std::min(tile_rows, row + rows - r), [&](auto count) HWY_ATTR {
+          MultiplyPanel<decltype(count)::value, decltype(vecs)::value>(tile, panel, part, {k == 0, k + part == all}, bias, outputs);
+        });
+      }
+    });
   }
 }
 
-// From this number of rows on, decoding and copying once pays.
+// From this number of rows on, decoding and turning the weight once pays.
 constexpr int64_t kManyRows = 16;
 
 template <typename W>
@@ -210,17 +303,20 @@ void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor
   if (rows < kManyRows || k == 0) {
     // Pieces of several blocks, so that a thread which loses its core for a while is not waited for, but of some work each.
     constexpr int64_t kLeastWork = 1 << 15;
-    const int64_t blocks = CeilDiv(outputs, kBlock);
-    const int64_t grain = std::max(blocks / (ctx.threads->threads() * 8), kLeastWork / (rows * std::max<int64_t>(k, 1) * kBlock) + 1);
+    const int64_t blocks = CeilDiv(outputs, kFewOutputs);
+    const int64_t grain = std::max(blocks / (ctx.threads->threads() * 8), kLeastWork / (rows * std::max<int64_t>(k, 1) * kFewOutputs) + 1);
     return ctx.threads->For(blocks, grain,
-                            [&](int64_t begin, int64_t end, int) { StreamWeights<W>(x, w, y, begin * kBlock, std::min(end * kBlock, outputs)); });
+                            [&](int64_t begin, int64_t end, int) { StreamWeights<W>(x, w, y, begin * kFewOutputs, std::min(end * kFewOutputs, outputs)); });
   }
-  const int64_t row_step = EvenPiece(rows, kPanelRows), row_parts = CeilDiv(rows, row_step);
-  const int64_t output_parts = CeilDiv(outputs, kPanelOutputs);
+  // Every part of the rows turns the weight anew: no more parts than the threads need to end together.
+  constexpr int64_t kLeastRows = 48;
+  const int64_t vecs = CeilDiv(outputs, kLanes), output_step = EvenPiece(vecs, kPanelVecs) * kLanes, output_parts = CeilDiv(outputs, output_step);
+  const int64_t wanted = CeilDiv(4 * ctx.threads->threads(), output_parts);
+  const int64_t row_step = CeilDiv(EvenPiece(rows, std::max(kLeastRows, CeilDiv(rows, wanted))), kPanelRows) * kPanelRows, row_parts = CeilDiv(rows, row_step);
   ctx.threads->For(row_parts * output_parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
-      const int64_t n = i / row_parts * kPanelOutputs, row = i % row_parts * row_step;
-      MultiplyPanels<W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(kPanelOutputs, outputs - n));
+      const int64_t n = i / row_parts * output_step, row = i % row_parts * row_step;
+      MultiplyPanels<W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(output_step, outputs - n));
     }
   });
 }

@@ -30,7 +30,24 @@ HWY_INLINE Vec LoadWeights(const F16* p) {
   return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::float16_t, Floats>(), reinterpret_cast<const hwy::float16_t*>(p)));
 }
 
-// Likewise of the first n < kLanes; the lanes after them are 0, and nothing past them is read.
+// Likewise of kLanes / 2 weights from each of two places.
+HWY_INLINE Vec LoadTwoHalves(const float* low, const float* high) {
+  const hn::Half<Floats> half;
+  return hn::Combine(Floats(), hn::LoadU(half, high), hn::LoadU(half, low));
+}
+template <typename Half, typename W>
+HWY_INLINE Vec PromoteTwoHalves(const W* low, const W* high) {
+  const hn::Rebind<Half, Floats> whole;
+  const hn::Half<decltype(whole)> half;
+  const hn::RebindToUnsigned<decltype(whole)> bits;  // of 16 bits there is Combine for integers alone
+  const hn::Half<decltype(bits)> half_bits;
+  const auto load = [&](const W* p) HWY_ATTR { return hn::BitCast(half_bits, hn::LoadU(half, reinterpret_cast<const Half*>(p))); };
+  return hn::PromoteTo(Floats(), hn::BitCast(whole, hn::Combine(bits, load(high), load(low))));
+}
+HWY_INLINE Vec LoadTwoHalves(const Bf16* low, const Bf16* high) { return PromoteTwoHalves<hwy::bfloat16_t>(low, high); }
+HWY_INLINE Vec LoadTwoHalves(const F16* low, const F16* high) { return PromoteTwoHalves<hwy::float16_t>(low, high); }
+
+// The f32 values of the first n < kLanes; the lanes after them are 0, and nothing past them is read.
 template <typename W>
 HWY_INLINE Vec LoadWeightsPartly(const W* p, int64_t n) {
   HWY_ALIGN W padded[kLanes] = {};
