@@ -24,6 +24,10 @@ constexpr int kTileSums = kTileRows * kGroup;
 // of x in the first.
 constexpr int64_t kPanelVectors = 32, kPanelRows = 48, kPanelOutputs = 32, kManyRows = 24;
 
+// Few rows: outputs of a thread's turn, whose sums are kept between parts of the inputs; vectors of such a part of a tile of x, which stays in the first level
+// cache while the weight runs through it.
+constexpr int64_t kStreamOutputs = 32, kStreamVectors = 128;
+
 int64_t Vectors(int64_t k) { return (k + kPairs - 1) / kPairs; }
 
 __m512i LoadPart(const Bf16* p, int64_t n) { return _mm512_maskz_loadu_epi16(n >= kPairs ? ~__mmask32{0} : (__mmask32{1} << n) - 1, p); }
@@ -41,6 +45,11 @@ void RoundTile(const Tensor& x, int64_t row, int64_t rows, Bf16* to) {
     }
   }
 }
+
+// Which part of the inputs a tile is given.
+struct Place {
+  bool first, last;
+};
 
 // Tiles of x [kRows] times outputs of W [kOutputs] over `vectors`; vector i of output j lies at w[j] + i · w_step, that of row r at x + (i · kRows + r) ·
 // kPairs.
@@ -102,11 +111,16 @@ struct Sums {
   }
 };
 
-// Few rows: W from memory. Each line that is read asks for the one a block of outputs further on; past the last output its row is read again, for nothing.
+// Few rows: a part of the inputs, W from memory. Each line that is read asks for the one `ahead` numbers further on; past the last output its row is read
+// again, for nothing.
 template <int kRows, int kOutputs>
-void StreamTile(const Bf16* x, int64_t k, const Bf16* w, int64_t w_stride, int64_t outputs, const float* bias, float* y, int64_t y_stride) {
+void StreamTile(const Bf16* x, int64_t k, const Bf16* w, int64_t w_stride, int64_t ahead, int64_t outputs, float* kept, Place place, const float* bias,
+                float* y, int64_t y_stride) {
   Sums<kRows, kOutputs> sums;
-  sums.Zero();
+  if (place.first)
+    sums.Zero();
+  else
+    sums.template Keep<false>(kept);
   const Bf16* row[kOutputs];
 #pragma GCC unroll 8
   for (int j = 0; j < kOutputs; j++) row[j] = w + std::min<int64_t>(j, outputs - 1) * w_stride;
@@ -115,7 +129,7 @@ void StreamTile(const Bf16* x, int64_t k, const Bf16* w, int64_t w_stride, int64
   for (; i + kPairs <= k; i += kPairs, x += kRows * kPairs) {
 #pragma GCC unroll 8
     for (int j = 0; j < kOutputs; j++) {
-      __builtin_prefetch(row[j] + i + kBlock * w_stride, 0, 2);
+      __builtin_prefetch(row[j] + i + ahead, 0, 2);
       ws[j] = _mm512_loadu_si512(row[j] + i);
     }
     sums.AddVector(x, ws);
@@ -125,14 +139,16 @@ void StreamTile(const Bf16* x, int64_t k, const Bf16* w, int64_t w_stride, int64
     for (int j = 0; j < kOutputs; j++) ws[j] = LoadPart(row[j] + i, k - i);
     sums.AddVector(x, ws);
   }
-  sums.Finish(bias, y, y_stride, outputs);
+  if (place.last)
+    sums.Finish(bias, y, y_stride, outputs);
+  else
+    sums.template Keep<true>(kept);
 }
 
 template <int kRows>
-void PanelTile(const Bf16* x, const Bf16* w, int64_t vectors, float* kept, bool first, bool last, const float* bias, float* y, int64_t y_stride,
-               int64_t outputs) {
+void PanelTile(const Bf16* x, const Bf16* w, int64_t vectors, float* kept, Place place, const float* bias, float* y, int64_t y_stride, int64_t outputs) {
   Sums<kRows, kGroup> sums;
-  if (first)
+  if (place.first)
     sums.Zero();
   else
     sums.template Keep<false>(kept);
@@ -142,7 +158,7 @@ void PanelTile(const Bf16* x, const Bf16* w, int64_t vectors, float* kept, bool 
     for (int j = 0; j < kGroup; j++) ws[j] = _mm512_load_si512(w + j * kPairs);
     sums.AddVector(x, ws);
   }
-  if (last)
+  if (place.last)
     sums.Finish(bias, y, y_stride, outputs);
   else
     sums.template Keep<true>(kept);
@@ -171,22 +187,27 @@ struct Product {
               static_cast<size_t>(outputs));
   }
 
-  // All rows × outputs [begin, end).
+  // Rows × outputs [begin, end), at most kStreamOutputs.
   void Stream(int64_t begin, int64_t end) const {
+    alignas(64) float kept[kTileRows * kStreamOutputs * 16];
     const int64_t k = w.weight.cols(), stride = w.weight.stride(0), rows = y.rows();
-    for (int64_t n = begin; n < end; n += kBlock) {
-      const int64_t outputs = std::min<int64_t>(kBlock, end - n);
-      float bias[kBlock];
-      LoadBias(n, outputs, bias, kBlock);
-      for (int64_t r = 0; r < rows; r += tile_rows) {
-        WithTileRows(
-            std::min(tile_rows, rows - r), [&](auto count) __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) {
-              constexpr int kRows = decltype(count)::value, kOutputs = kRows * kBlock <= kTileSums ? kBlock : kGroup;
-              for (int64_t j = 0; j < outputs; j += kOutputs)
-                StreamTile<kRows, kOutputs>(Tile(r), k, w.weight.Row<Bf16>(n + j), stride, std::min<int64_t>(kOutputs, outputs - j), bias + j,
-                                            y.Row<float>(r) + n + j, y.stride(0));
-            });
-      }
+    float bias[kStreamOutputs];
+    LoadBias(begin, end - begin, bias, kStreamOutputs);
+    for (int64_t r = 0; r < rows; r += tile_rows) {
+      WithTileRows(
+          std::min(tile_rows, rows - r), [&](auto count) __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) {
+            constexpr int kRows = decltype(count)::value, kOutputs = kRows * kBlock <= kTileSums ? kBlock : kGroup;
+            constexpr int64_t kPart = kStreamVectors / kRows * kPairs;
+            for (int64_t i = 0; i == 0 || i < k; i += kPart) {
+              const Place place = {i == 0, i + kPart >= k};
+              // The next part of these outputs, or the first one of those that come next.
+              const int64_t ahead = place.last ? (end - begin) * stride - i : kPart;
+              for (int64_t n = begin; n < end; n += kOutputs)
+                StreamTile<kRows, kOutputs>(Tile(r) + i * kRows, std::min(kPart, k - i), w.weight.Row<Bf16>(n) + i, stride, ahead,
+                                            std::min<int64_t>(kOutputs, end - n), kept + (n - begin) * kRows * 16, place, bias + n - begin, y.Row<float>(r) + n,
+                                            y.stride(0));
+            }
+          });
     }
   }
 
@@ -209,8 +230,8 @@ struct Product {
             std::min(tile_rows, rows - r), [&](auto count) __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) {
               constexpr int kRows = decltype(count)::value;
               for (int64_t j = 0; j < outputs; j += kGroup)
-                PanelTile<kRows>(Tile(row + r) + v * kRows * kPairs, panel + j * vectors * kPairs, vectors, kept + (r * kPanelOutputs + j * kRows) * 16, v == 0,
-                                 v + vectors == all, bias + j, y.Row<float>(row + r) + n + j, y.stride(0), std::min<int64_t>(kGroup, outputs - j));
+                PanelTile<kRows>(Tile(row + r) + v * kRows * kPairs, panel + j * vectors * kPairs, vectors, kept + (r * kPanelOutputs + j * kRows) * 16,
+                                 {v == 0, v + vectors == all}, bias + j, y.Row<float>(row + r) + n + j, y.stride(0), std::min<int64_t>(kGroup, outputs - j));
             });
       }
     }
@@ -232,10 +253,13 @@ void LinearAvx512Bf16(Context& ctx, const Tensor& x, const LinearWeight& w, cons
     for (int64_t i = begin; i < end; i++) RoundTile(x, i * tile_rows, std::min(tile_rows, rows - i * tile_rows), rounded + i * tile_rows * Vectors(k) * kPairs);
   });
   if (rows < kManyRows || k == 0) {
-    // Pieces of several blocks, so that a thread which loses its core for a while is not waited for, but of some work each.
-    const int64_t blocks = Product::CeilDiv(outputs, kBlock), grain = std::min(Grain(kBlock * k * rows), Product::CeilDiv(blocks, 4 * ctx.threads->threads()));
-    return ctx.threads->For(blocks, std::max<int64_t>(1, grain),
-                            [&](int64_t begin, int64_t end, int) { product.Stream(begin * kBlock, std::min(end * kBlock, outputs)); });
+    // Small pieces, so that a thread which loses its core for a while is not waited for, but of some work each.
+    const int64_t share = Product::CeilDiv(outputs, 4 * ctx.threads->threads() * kBlock), worth = Grain(kBlock * k * rows);
+    const int64_t step = std::min<int64_t>(kStreamOutputs, std::max<int64_t>(1, std::min(share, kStreamOutputs / kBlock)) * kBlock);
+    return ctx.threads->For(Product::CeilDiv(outputs, step), std::max<int64_t>(1, std::min(worth * kBlock / step, share * kBlock / step)),
+                            [&](int64_t begin, int64_t end, int) {
+                              for (int64_t i = begin; i < end; i++) product.Stream(i * step, std::min((i + 1) * step, outputs));
+                            });
   }
   const int64_t row_step = kPanelRows / tile_rows * tile_rows, row_parts = Product::CeilDiv(rows, row_step);
   ctx.threads->For(row_parts * Product::CeilDiv(outputs, kPanelOutputs), 1, [&](int64_t begin, int64_t end, int) {
