@@ -203,7 +203,7 @@ void AddBench(CLI::App& app) {
   verb->add_flag("--json", flags->json, "One JSON object a row");
   verb->footer(
       "Lists make a row for each combination. The limit is what this machine could do at best, measured\n"
-      "just before each row: its read bandwidth over the bytes of weights and state that a step has to\n"
+      "in the same moments: its read bandwidth over the bytes of weights and state that a step has to\n"
       "read, or its arithmetic over the products of the matrices, whichever allows less.\n\n"
       "examples: bamba bench models/mini -p 512 -n 128 -b 1,4\n"
       "          bamba bench --config bamba-9b --dtype bf16 --random -n 16 --context 0,4096 --json");

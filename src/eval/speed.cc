@@ -109,10 +109,34 @@ size_t ProbeBytes(const Model& model, const SpeedTest& test) {
   return static_cast<size_t>(std::clamp(step, kLeast, static_cast<double>(cpu::kLimitBytes)));
 }
 
-MachineRates MeasureRates(const Model& model, const SpeedTest& test) {
-  ThreadPool threads(test.threads);
-  return {cpu::ReadBandwidth(threads, 0.3, ProbeBytes(model, test)), cpu::LinearRate(threads, MainDtype(model), test.precise, 0.1)};
-}
+// The machine's read bandwidth over the time of a measurement, asked for at moments of it that don't count.
+class Limits {
+ public:
+  Limits(const Model& model, const SpeedTest& test) : threads_(test.threads), probe_(threads_, ProbeBytes(model, test)) {
+    operations_ = cpu::LinearRate(threads_, MainDtype(model), test.precise, 0.1);
+    Sample(0.2);
+  }
+
+  // Now and then; the seconds that it took.
+  double MaySample() {
+    constexpr double kEvery = 0.25, kFor = 0.02;
+    const auto start = Clock::now();
+    if (std::chrono::duration<double>(start - last_).count() > kEvery) Sample(kFor);
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  MachineRates Rates() const { return {sum_ / samples_, operations_}; }
+
+ private:
+  void Sample(double seconds) {
+    sum_ += probe_.Bandwidth(seconds), samples_++;
+    last_ = Clock::now();
+  }
+
+  ThreadPool threads_;
+  cpu::ReadProbe probe_;
+  double operations_, sum_ = 0, samples_ = 0;
+  Clock::time_point last_;
+};
 
 }  // namespace
 
@@ -151,28 +175,33 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
 }
 
 MemoryPlan PlanSpeed(const Model& model, const SpeedTest& test) {
-  // The probe's memory is given back before the workspace is taken.
   const BatchSize size = LargestBatch(test);
-  return PlanMemory(model, PoolOf(model, test), std::max(StepWorkspace(model, size.rows, size.scored), ProbeBytes(model, test)));
+  return PlanMemory(model, PoolOf(model, test), StepWorkspace(model, size.rows, size.scored) + ProbeBytes(model, test));
 }
 
 std::optional<SpeedResult> MeasureSpeed(const Model& model, const SpeedTest& test, int repetitions, const std::function<bool(int64_t)>& proceed) {
-  SpeedResult result{MeasureRates(model, test)};
+  SpeedResult result;
+  Limits limits(model, test);
   Player player(model, test);
   player.Rewind();
   if (!proceed(0)) return std::nullopt;
   player.Run(CallAfter(test, 0));
   for (int repetition = 0; repetition < repetitions; repetition++) {
     player.Rewind();
+    limits.MaySample();
+    double aside = 0;
     const auto start = Clock::now();
     for (int64_t done = 0; done < test.tokens();) {
       if (!proceed(repetition * test.tokens() + done)) return std::nullopt;
       const Call call = CallAfter(test, done);
       player.Run(call);
       done += call.total;
+      if (done < test.tokens()) aside += limits.MaySample();
     }
-    result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() - aside);
   }
+  limits.MaySample();
+  result.rates = limits.Rates();
   return result;
 }
 

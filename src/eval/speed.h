@@ -33,7 +33,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
 MemoryPlan PlanSpeed(const Model& model, const SpeedTest& test);
 
 struct SpeedResult {
-  MachineRates rates;           // of this machine, measured just before
+  MachineRates rates;           // of this machine, measured just before and in between
   std::vector<double> seconds;  // of each repetition, in order
 };
 

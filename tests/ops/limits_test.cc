@@ -27,7 +27,7 @@ TEST(Limits, KernelsCountTheirOperations) {
 
 TEST(Limits, RatesAreThoseOfAComputer) {
   ThreadPool threads(2);
-  EXPECT_GT(ReadBandwidth(threads, 0.01, 1 << 24), 1e8);
+  EXPECT_GT(ReadProbe(threads, 1 << 24).Bandwidth(0.01), 1e8);
   EXPECT_GT(FmaRate(threads, 0.01), 1e8);
   EXPECT_EQ(Bf16DotRate(threads, 0.01) > 1e8, Bf16DotKernel() != nullptr);
   EXPECT_EQ(Bf16TileRate(threads, 0.01) > 1e8, Bf16TileKernel() != nullptr);

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 
-#include "base/buffer.h"
 #include "ops/cpu/simd.h"
 #include "ops/cpu/x86_limits.h"
 
@@ -89,22 +88,24 @@ double ArithmeticRate(ThreadPool& threads, double seconds, ArithmeticKernel kern
 
 }  // namespace
 
-double ReadBandwidth(ThreadPool& threads, double seconds, size_t bytes) {
-  // Timed slice by slice: one is read within the time that a busy system leaves a thread its core, and is out of the caches when its turn comes again.
-  constexpr int64_t kSlices = 8;
-  const int64_t slice = static_cast<int64_t>(bytes / sizeof(float)) / kSlices, piece = std::clamp<int64_t>(slice / (16 * threads.threads()), 4096, 1 << 20);
-  const Buffer buffer(static_cast<size_t>(slice * kSlices) * sizeof(float));
-  float* data = reinterpret_cast<float*>(buffer.data());
-  threads.For(slice * kSlices, piece, [&](int64_t begin, int64_t end, int) {
+ReadProbe::ReadProbe(ThreadPool& threads, size_t bytes)
+    : threads_(threads),
+      buffer_(bytes),
+      count_(static_cast<int64_t>(bytes / sizeof(float))),
+      piece_(std::clamp<int64_t>(count_ / (128 * threads.threads()), 4096, 1 << 20)) {
+  float* data = reinterpret_cast<float*>(buffer_.data());
+  threads_.For(count_, piece_, [&](int64_t begin, int64_t end, int) {
     uint32_t random = static_cast<uint32_t>(begin) | 1;
     for (int64_t i = begin; i < end; i++) data[i] = static_cast<float>(random = random * 1664525 + 1013904223);
   });
+}
+
+double ReadProbe::Bandwidth(double seconds) {
+  const float* data = reinterpret_cast<const float*>(buffer_.data());
   std::atomic<float> sink{0};
-  int64_t round = 0;
   return BestRate(seconds, [&] {
-    const float* at = data + round++ % kSlices * slice;
-    threads.For(slice, piece, [&](int64_t begin, int64_t end, int) { sink = HWY_DYNAMIC_DISPATCH(SumUp)(at + begin, end - begin); });
-    return static_cast<double>(static_cast<size_t>(slice) * sizeof(float));
+    threads_.For(count_, piece_, [&](int64_t begin, int64_t end, int) { sink = HWY_DYNAMIC_DISPATCH(SumUp)(data + begin, end - begin); });
+    return static_cast<double>(buffer_.size());
   });
 }
 

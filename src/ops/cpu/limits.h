@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "base/buffer.h"
 #include "base/dtype.h"
 #include "base/thread_pool.h"
 
@@ -10,9 +11,20 @@ namespace bamba::cpu {
 // What the memory and the arithmetic of this machine allow the pool's threads: the yardstick beside which speeds are reported. Each takes about `seconds` and
 // gives the best of its repeats, so that a moment when another process had the cores does not count.
 
-// Bytes per second, of summing up `bytes` of random floats. A buffer that fits the caches tells what they can do.
+// Bytes per second, of summing up `bytes` of random floats. A buffer that fits the caches tells what they can do. One that is kept can be asked again and
+// again: the memory of a shared machine is faster at one moment than at the next.
 inline constexpr size_t kLimitBytes = size_t{1} << 30;
-double ReadBandwidth(ThreadPool& threads, double seconds = 0.5, size_t bytes = kLimitBytes);
+class ReadProbe {
+ public:
+  explicit ReadProbe(ThreadPool& threads, size_t bytes = kLimitBytes);
+  double Bandwidth(double seconds);
+
+ private:
+  ThreadPool& threads_;
+  Buffer buffer_;
+  int64_t count_, piece_;
+};
+inline double ReadBandwidth(ThreadPool& threads, double seconds = 0.5) { return ReadProbe(threads).Bandwidth(seconds); }
 
 // Floating-point operations per second in f32, at the current SIMD level: two for each lane of a fused multiply-add.
 double FmaRate(ThreadPool& threads, double seconds = 0.2);
