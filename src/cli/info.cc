@@ -170,7 +170,7 @@ void RunInfo(Flags flags) {
     inventory = std::make_unique<Inventory>(*model);
     const bool attention = model->config.Count(BlockKind::kAttention) > 0;
     const PoolSize size = {.slots = flags.batch, .pages = attention ? PagesFor(flags.context) * flags.batch : 0};
-    plan = PlanMemory(*model, size, StepWorkspace(*model, std::max<int64_t>(kPrefillRows, flags.batch), flags.batch));
+    plan = PlanMemory(*model, size, StepWorkspace(*model, std::max<int64_t>(PrefillRows(model->config), flags.batch), flags.batch));
   }
   if (flags.json) {
     WriteAll(kStandardOutput, boost::json::serialize(Json(flags, report, inventory.get(), faults == 0 ? &plan : nullptr)) + "\n");

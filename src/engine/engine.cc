@@ -90,7 +90,7 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
     : model_(model),
       tokenizer_(tokenizer),
       options_(std::move(options)),
-      batch_size_{.rows = std::max<int64_t>(kPrefillRows, options_.sequences), .scored = std::max<int64_t>(kScoredRows, options_.sequences)},
+      batch_size_{.rows = std::max<int64_t>(PrefillRows(model.config), options_.sequences), .scored = std::max<int64_t>(kScoredRows, options_.sequences)},
       pool_size_(PoolFor(model.config, options_)),
       plan_(FittingPlan(model, pool_size_, batch_size_, options_)),
       runner_(model, pool_size_, batch_size_, options_.threads),

@@ -9,8 +9,9 @@
 
 namespace bamba {
 
-// Rows of a prompt that go through the model at a time: enough for the matrix products to be bound by arithmetic, few enough for a small workspace.
-inline constexpr int64_t kPrefillRows = 256;
+// Rows of a prompt that go through the model at a time. Each time the weights are read and turned; between the times the program can be interrupted, and the
+// more rows, the larger the temporaries: a large model, where a row is much work, gets fewer.
+inline int64_t PrefillRows(const Config& c) { return c.ffn <= 4096 && c.inner() <= 4096 ? 512 : 256; }
 
 // Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
 inline constexpr int64_t kPrefillRowsBesideText = 32;

@@ -22,7 +22,7 @@ PoolSize PoolOf(const Model& model, const SpeedTest& test) {
   return {.slots = static_cast<int32_t>(test.batch), .pages = attention ? test.batch * PagesFor(Length(test)) : 0};
 }
 
-int64_t MostRows(const SpeedTest& test) { return test.generate > 0 ? test.batch : std::min(kPrefillRows, test.tokens()); }
+int64_t MostRows(const Config& c, const SpeedTest& test) { return test.generate > 0 ? test.batch : std::min(PrefillRows(c), test.tokens()); }
 
 // A call of the model: the next rows of sequences [first, first + rows.size()). Those that come to an end, or write, get logits.
 struct Call {
@@ -32,11 +32,11 @@ struct Call {
 };
 
 // The call after `done` tokens. Prompts are read one after the other, as many rows at a time as there may be.
-Call CallAfter(const SpeedTest& test, int64_t done) {
+Call CallAfter(const Config& c, const SpeedTest& test, int64_t done) {
   if (test.generate > 0) return {0, std::vector<int64_t>(static_cast<size_t>(test.batch), 1), test.batch, test.batch};
   Call call{static_cast<size_t>(done / test.prompt)};
-  for (int64_t at = done; at < test.tokens() && call.total < MostRows(test);) {
-    const int64_t left = test.prompt - at % test.prompt, rows = std::min(left, MostRows(test) - call.total);
+  for (int64_t at = done; at < test.tokens() && call.total < MostRows(c, test);) {
+    const int64_t left = test.prompt - at % test.prompt, rows = std::min(left, MostRows(c, test) - call.total);
     call.rows.push_back(rows);
     call.total += rows, call.scored += rows == left, at += rows;
   }
@@ -50,17 +50,17 @@ double StateBytes(const Config& c, int64_t position) {
   return static_cast<double>(c.Count(BlockKind::kMamba2) * (boundary + inputs) + c.Count(BlockKind::kAttention) * keys_values) * sizeof(float);
 }
 
-BatchSize LargestBatch(const SpeedTest& test) { return {.rows = MostRows(test), .scored = test.batch}; }
+BatchSize LargestBatch(const Config& c, const SpeedTest& test) { return {.rows = MostRows(c, test), .scored = test.batch}; }
 
 // The sequences of a test, moved on by calls.
 class Player {
  public:
   Player(const Model& model, const SpeedTest& test)
-      : vocab_(static_cast<uint64_t>(model.config.vocab)), test_(test), runner_(model, PoolOf(model, test), LargestBatch(test), test.threads) {
+      : vocab_(static_cast<uint64_t>(model.config.vocab)), test_(test), runner_(model, PoolOf(model, test), LargestBatch(model.config, test), test.threads) {
     runner_.context().precise = test.precise;
     if (test.context > 0) MakeUpState();
     for (int64_t i = 0; i < test.batch; i++) sequences_.push_back(runner_.pool().Allocate().value());
-    tokens_.reserve(static_cast<size_t>(MostRows(test)));
+    tokens_.reserve(static_cast<size_t>(MostRows(model.config, test)));
   }
 
   // Back to the test's context.
@@ -113,7 +113,7 @@ size_t ProbeBytes(const Model& model, const SpeedTest& test) {
 class Limits {
  public:
   Limits(const Model& model, const SpeedTest& test) : threads_(test.threads), probe_(threads_, ProbeBytes(model, test)) {
-    operations_ = cpu::LinearRate(threads_, MainDtype(model), test.precise, 0.1);
+    operations_ = cpu::LinearRate(threads_, MainDtype(model), test.precise, 0.2);
     Sample(0.2);
   }
 
@@ -159,7 +159,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
 
   double seconds = 0;
   for (int64_t done = 0; done < test.tokens();) {
-    const Call call = CallAfter(test, done);
+    const Call call = CallAfter(model.config, test, done);
     double bytes = every.bytes, operations = 2 * every.matrix_numbers * static_cast<double>(call.total);
     if (call.scored > 0) {
       bytes += scored_only.bytes + static_cast<double>(head.bytes());
@@ -175,7 +175,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
 }
 
 MemoryPlan PlanSpeed(const Model& model, const SpeedTest& test) {
-  const BatchSize size = LargestBatch(test);
+  const BatchSize size = LargestBatch(model.config, test);
   return PlanMemory(model, PoolOf(model, test), StepWorkspace(model, size.rows, size.scored) + ProbeBytes(model, test));
 }
 
@@ -185,7 +185,7 @@ std::optional<SpeedResult> MeasureSpeed(const Model& model, const SpeedTest& tes
   Player player(model, test);
   player.Rewind();
   if (!proceed(0)) return std::nullopt;
-  player.Run(CallAfter(test, 0));
+  player.Run(CallAfter(model.config, test, 0));
   for (int repetition = 0; repetition < repetitions; repetition++) {
     player.Rewind();
     limits.MaySample();
@@ -193,7 +193,7 @@ std::optional<SpeedResult> MeasureSpeed(const Model& model, const SpeedTest& tes
     const auto start = Clock::now();
     for (int64_t done = 0; done < test.tokens();) {
       if (!proceed(repetition * test.tokens() + done)) return std::nullopt;
-      const Call call = CallAfter(test, done);
+      const Call call = CallAfter(model.config, test, done);
       player.Run(call);
       done += call.total;
       if (done < test.tokens()) aside += limits.MaySample();

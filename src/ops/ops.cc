@@ -1,7 +1,7 @@
 #include "ops/ops.h"
 
 #include "ops/op_table.h"
-#include "ops/rounded_rows.h"
+#include "ops/temporaries.h"
 
 namespace bamba {
 
@@ -64,10 +64,15 @@ void Observe(const Context& ctx, const char* op, const Tensor& output) {
 #define BAMBA_NOTHING(op) &Nothing<decltype(ops::op)>::Call,
 const OpTable kMeasuringTable = [] {
   OpTable table = {"measuring", BAMBA_OPS(BAMBA_NOTHING)};
-  // The one op that takes temporaries itself, on some processors: planned for all, so that a plan doesn't depend on the machine.
+  // The ops that take temporaries themselves, on some processors: planned for all, so that a plan doesn't depend on the machine.
   table.Linear = [](Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor&) {
     Frame frame(ctx);
     if (w.weight.dtype() == Dtype::kBf16) RoundedRows(ctx, x.rows(), x.cols());
+  };
+  table.SsdScan = [](Context& ctx, const Tensor& xbc, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const SsdShape& shape, const Batch&,
+                     const MambaState&, const Tensor&) {
+    Frame frame(ctx);
+    ScanScores(ctx, xbc.rows(), shape.groups);
   };
   return table;
 }();

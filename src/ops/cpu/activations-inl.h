@@ -6,6 +6,7 @@
 #define BAMBA_OPS_CPU_ACTIVATIONS_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -55,21 +56,47 @@ HWY_INLINE float MaxOf(const float* x, int64_t n) {
   return hn::GetLane(hn::MaxOfLanes(F32(), top));
 }
 
-// out[r] = row(r) · x for r < rows, each as Dot() sums it: several at a time only to keep the adders busy.
+// Adds the lanes of each of four vectors: lane l of a block of 128 bits with lane l + 2, those two, then the blocks likewise. A sum depends on its own vector
+// alone.
+HWY_INLINE hn::Vec<hn::Full128<float>> SumsOfLanes(Vec a, Vec b, Vec c, Vec d) {
+  const F32 f;
+  const hn::Repartition<double, F32> pairs;
+  const Vec ab = hn::Add(hn::InterleaveLower(f, a, b), hn::InterleaveUpper(f, a, b));
+  const Vec cd = hn::Add(hn::InterleaveLower(f, c, d), hn::InterleaveUpper(f, c, d));
+  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
+  const Vec sums = hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
+  const hn::Half<F32> half;
+  const auto halved = hn::Add(hn::LowerHalf(half, sums), hn::UpperHalf(half, sums));
+#if HWY_TARGET == HWY_AVX2
+  return halved;
+#else
+  const hn::Half<decltype(half)> quarter;
+  return hn::Add(hn::LowerHalf(quarter, halved), hn::UpperHalf(quarter, halved));
+#endif
+}
+
+// out[r] = row(r) · x for r < rows, four at a time; past the last row it comes again, for nothing.
 template <typename Row>
 HWY_INLINE void Dots(int64_t rows, const Row& row, const float* x, int64_t n, float* out) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const float *p0 = row(r), *p1 = row(r + 1), *p2 = row(r + 2), *p3 = row(r + 3);
+  for (int64_t r = 0; r < rows; r += 4) {
+    const auto at = [&](int64_t i) HWY_ATTR { return row(std::min(r + i, rows - 1)); };
+    const float *p0 = at(0), *p1 = at(1), *p2 = at(2), *p3 = at(3);
     Vec s0 = hn::Zero(F32()), s1 = s0, s2 = s0, s3 = s0;
     ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
       const Vec v = lanes.Load(x + i);
       s0 = hn::MulAdd(lanes.Load(p0 + i), v, s0), s1 = hn::MulAdd(lanes.Load(p1 + i), v, s1);
       s2 = hn::MulAdd(lanes.Load(p2 + i), v, s2), s3 = hn::MulAdd(lanes.Load(p3 + i), v, s3);
     });
-    out[r] = SumOfLanes(s0), out[r + 1] = SumOfLanes(s1), out[r + 2] = SumOfLanes(s2), out[r + 3] = SumOfLanes(s3);
+    const hn::Full128<float> four;
+    const auto sums = SumsOfLanes(s0, s1, s2, s3);
+    if (rows - r >= 4) {
+      hn::StoreU(sums, four, out + r);
+    } else {
+      HWY_ALIGN float part[4];
+      hn::Store(sums, four, part);
+      for (int64_t i = 0; i < rows - r; i++) out[r + i] = part[i];
+    }
   }
-  for (; r < rows; r++) out[r] = Dot(row(r), x, n);
 }
 
 // finish(lanes, i, sum) for each vector i of n columns, with sum = start(lanes, i) + Σ_r w[r] · row(r), summed in order of r.

@@ -8,6 +8,7 @@
 #include "ops/cpu/rows.h"
 #include "ops/cpu/ssd.h"
 #include "ops/op_table.h"
+#include "ops/temporaries.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace bamba::cpu {
@@ -55,12 +56,10 @@ struct Decays {
 
 // y = a(b, t) · (S C_t) + Σ_{s ≤ t} a(s, t) · dt_s · (C_t · B_s) · x_s + D · x_t, a the decays,  for rows [first, first + rows) of the head's S, in this order
 // for every token of a chunk. `carried`: those rows of the chunk's initial S, null at the sequence's start.
-void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, const Decays& decays, int64_t t, const float* carried, int64_t first,
-               int64_t rows, float* y) {
-  HWY_ALIGN float weights[kSsdChunk], scores[kSsdChunk];
+void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, const Decays& decays, int64_t t, const float* scores, const float* carried,
+               int64_t first, int64_t rows, float* y) {
+  HWY_ALIGN float weights[kSsdChunk];
   const float* token_c = c.input[t] + shape.c;
-  Dots(
-      t + 1, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, token_c, shape.state, scores);
   decays.DecayedSteps(c, t, weights);
   for (int64_t s = 0; s <= t; s++) weights[s] *= scores[s];
 
@@ -91,6 +90,20 @@ void AdvanceState(const ScanShape& shape, const Chunk& c, const Decays& decays, 
   }
 }
 
+// The scores of rows [first, last) of a sequence's rows, for all groups.
+void ScoreRows(const Scan& scan, const Sequence& s, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; row++) {
+    const int64_t token = s.position + row - s.row, b = token - token % kSsdChunk;
+    for (int64_t group = 0; group < scan.shape.groups; group++) {
+      const int64_t h = group * (scan.shape.heads / scan.shape.groups);
+      const ScanShape shape = scan.ShapeOf(h);
+      Dots(
+          token - b + 1, [&](int64_t i) HWY_ATTR { return scan.Input(s, b + i) + shape.b; }, scan.Input(s, token) + shape.c, shape.state,
+          scan.Scores(s, token, h));
+    }
+  }
+}
+
 // Rows [first, first + rows) of one head's state through one sequence. They depend on no other row of the state.
 void ScanHead(const Scan& scan, const Sequence& s, int64_t h, int64_t first, int64_t rows) {
   const ScanShape shape = scan.ShapeOf(h);
@@ -108,7 +121,7 @@ void ScanHead(const Scan& scan, const Sequence& s, int64_t h, int64_t first, int
     Decays decays;
     for (int64_t i = 0; i < c.tokens; i++) {
       decays.MoveTo(c, i);
-      if (b + i >= s.position) ScanToken(shape, head, c, decays, i, carried, first, rows, scan.Output(s, b + i) + shape.x + first);
+      if (b + i >= s.position) ScanToken(shape, head, c, decays, i, scan.Scores(s, b + i, h), carried, first, rows, scan.Output(s, b + i) + shape.x + first);
     }
     if (c.tokens == kSsdChunk) AdvanceState(shape, c, decays, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h) + offset : scratch);
   }
@@ -123,6 +136,7 @@ HWY_AFTER_NAMESPACE();
 namespace bamba::cpu {
 
 HWY_EXPORT(ScanHead);
+HWY_EXPORT(ScoreRows);
 
 namespace {
 
@@ -147,8 +161,13 @@ void KeepInputs(Context& ctx, const Tensor& xbc, const Tensor& dt, const Batch& 
 void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d, const SsdShape& shape,
              const Batch& batch, const MambaState& state, const Tensor& y) {
   if (xbc.rows() == 0) return;
-  const Scan scan = {xbc, dt, dt_bias, a_log, d, shape, state, y};
+  Frame frame(ctx);
+  const Tensor scores = ScanScores(ctx, xbc.rows(), shape.groups);
+  const Scan scan = {xbc, dt, dt_bias, a_log, d, shape, state, y, scores};
   CHECK_MSG(shape.state <= kScanScratch, "state of {}", shape.state);
+  ctx.threads->For(xbc.rows(), Grain(kSsdChunk / 2 * shape.groups * shape.state), [&](int64_t begin, int64_t end, int) {
+    ForSequences(batch, begin, end, [&](const Sequence& s, int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(ScoreRows)(scan, s, first, last); });
+  });
   const int64_t rows = std::clamp<int64_t>(kScanScratch / shape.state, 1, shape.head_dim), pieces = (shape.head_dim + rows - 1) / rows;
   const int64_t sequences = static_cast<int64_t>(batch.sequences.size()), per_sequence = shape.heads * pieces;
   const int64_t operations = (2 * rows + kSsdChunk) * shape.state * (xbc.rows() / sequences + 1);

@@ -23,6 +23,7 @@ struct Scan {
   const SsdShape& shape;
   const MambaState& state;
   const Tensor& y;
+  const Tensor& scores;
 
   ScanShape ShapeOf(int64_t head) const {
     const int64_t b = shape.inner() + head / (shape.heads / shape.groups) * shape.state;
@@ -37,6 +38,10 @@ struct Scan {
   }
   float RawStep(const Sequence& s, int64_t token, int64_t head) const {
     return (token < s.position ? RingRow(state.dt, s.slot, token) : dt.Row<float>(s.row + token - s.position))[head];
+  }
+  // C_token · B_i for the tokens i of its chunk up to it, one after the other.
+  float* Scores(const Sequence& s, int64_t token, int64_t head) const {
+    return scores.Row<float>(s.row + token - s.position) + head / (shape.heads / shape.groups) * kSsdChunk;
   }
   float* Output(const Sequence& s, int64_t token) const { return y.Row<float>(s.row + token - s.position); }
   // S before token b, a chunk's first: [head_dim, state].

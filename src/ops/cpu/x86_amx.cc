@@ -8,7 +8,7 @@
 
 #include "ops/cpu/rows.h"
 #include "ops/cpu/x86_bf16.h"
-#include "ops/rounded_rows.h"
+#include "ops/temporaries.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "ops/cpu/rows.h"
-#include "ops/rounded_rows.h"
+#include "ops/temporaries.h"
 
 // For templates and all that they inline, which attributes of single functions would not reach.
 #pragma GCC push_options
