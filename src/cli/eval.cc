@@ -33,7 +33,7 @@ struct PerplexityFlags {
   PerplexityOptions options;
   int64_t stride = 0;  // 0: the window
   int threads = AvailableCores();
-  bool json = false;
+  bool fast = false, json = false;
 };
 
 void PrintPerplexity(const PerplexityFlags& flags, const PerplexityResult& r, double seconds) {
@@ -72,6 +72,7 @@ void RunPerplexity(PerplexityFlags flags) {
       MeasureWorkspace([&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.Temp({rows})); });
   CheckFits(PlanMemory(model, {.slots = 0}, workspace), AvailableMemory(), flags.model);
   Runtime runtime(flags.threads, workspace);
+  runtime.context().precise = !flags.fast;
   CatchInterrupts();
   const int64_t windows = WindowCount(static_cast<int64_t>(tokens.size()), options);
   const auto start = std::chrono::steady_clock::now();
@@ -101,6 +102,7 @@ void AddPerplexity(CLI::App& eval) {
       ->check(Between(int64_t{1}, int64_t{1} << 24));
   verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->check(Between(int64_t{1}, int64_t{1} << 40));
   verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
+  verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
   verb->add_flag("--json", flags->json, "One JSON object: nll_per_token, perplexity, perplexity_se, bits_per_byte, tokens, windows");
   verb->footer("example: bamba eval perplexity models/mini -f book.txt --window 1024 --max-windows 64");
   verb->callback([flags] { RunPerplexity(*flags); });
@@ -110,7 +112,7 @@ void AddPerplexity(CLI::App& eval) {
 
 struct LogitsFlags {
   std::string model, ids, out;
-  bool hidden = false;
+  bool hidden = false, fast = false;
   int threads = AvailableCores();
 };
 
@@ -132,6 +134,7 @@ void RunLogits(LogitsFlags flags) {
   CheckFits(plan, AvailableMemory(), flags.model);
   Runtime runtime(flags.threads, workspace);
   Context& ctx = runtime.context();
+  ctx.precise = !flags.fast;
 
   std::vector<SafetensorsWriter::Entry> entries = {{"logits", Dtype::kF32, {batch, length, c.vocab}}};
   for (int64_t i = 0; flags.hidden && i <= c.layers(); i++) entries.push_back({fmt::format("hidden.{}", i), Dtype::kF32, {batch, length, c.dim}});
@@ -164,6 +167,7 @@ void AddLogits(CLI::App& eval) {
   verb->add_option("--ids", flags->ids, "safetensors with input_ids [B, T]; each row starts from the empty state")->type_name("FILE")->required();
   verb->add_option("-o,--out", flags->out, "safetensors to write: logits [B, T, vocab], f32")->type_name("FILE")->required();
   verb->add_flag("--hidden", flags->hidden, "Also hidden.i [B, T, dim]: 0 the embedding, i before layer i, the last one after the final norm");
+  verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
   verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
   verb->footer("example: bamba eval logits models/mini --ids ids.safetensors -o out.safetensors --hidden");
   verb->callback([flags] { RunLogits(*flags); });

@@ -30,6 +30,7 @@ struct Flags {
   int threads = AvailableCores();
   int64_t trials = 0;
   uint64_t seed = 0;
+  bool fast = false;
 };
 
 constexpr double kLossTolerance = 1e-5;
@@ -96,6 +97,7 @@ void CheckAgainst(const Model& model, const Flags& flags, Checks& checks) {
   plan.workspace += ParameterCount(c) * static_cast<int64_t>(sizeof(float));
   CheckFits(plan, AvailableMemory(), flags.model);
   Runtime runtime(flags.threads, workspace);
+  runtime.context().precise = !flags.fast;
   const ReferenceErrors errors = CompareWithReference(runtime.context(), model, file, ReferenceLoss(flags.reference));
 
   if (errors.logits) checks.Bound("logits", *errors.logits, flags.atol, "");
@@ -170,6 +172,8 @@ void AddVerify(CLI::App& app) {
   verb->add_option("--grad-rtol", flags->grad_rtol, "Largest error allowed of a gradient, ‖g − g_ref‖ / ‖g_ref‖ of each tensor")
       ->check(Between(0.0, 1e30))
       ->capture_default_str();
+  verb->add_flag("--fast", flags->fast,
+                 "With --against and bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
   verb->add_option(
           "--trials", flags->trials,
           "Play so many random texts in random pieces, batches and numbers of threads, with forks, snapshots, roll-backs and session files in between: "

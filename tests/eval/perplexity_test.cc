@@ -78,7 +78,8 @@ TEST(PerplexityTest, NothingToScoreIsAnError) {
   EXPECT_THROW(Perplexity(cpu.ctx, model, one, one, {}, kContinue), Error);
 }
 
-// transformers' figures for the shipped model, fp32 arithmetic: the books and figures lie in $BAMBA_SHARED.
+// transformers' figures for the shipped model, fp32 arithmetic: the books and figures lie in $BAMBA_SHARED. With activations rounded to bf16 where the
+// processor has products of those, the perplexity is still within 0.05 %.
 TEST(PerplexityTest, ShippedModelAgreesWithTransformers) {
   const char* shared = std::getenv("BAMBA_SHARED");
   if (!shared) GTEST_SKIP() << "set BAMBA_SHARED to the folder with data/books";
@@ -98,6 +99,9 @@ TEST(PerplexityTest, ShippedModelAgreesWithTransformers) {
     const PerplexityResult result = Perplexity(cpu.ctx, model, tokens, tokens, {.max_windows = 64}, kContinue);
     EXPECT_NEAR(result.nll_per_token, e.nll, 1e-4 * e.nll) << e.book;
     if (!full) break;
+    cpu.ctx.precise = false;
+    EXPECT_NEAR(Perplexity(cpu.ctx, model, tokens, tokens, {.max_windows = 64}, kContinue).nll_per_token, e.nll, 5e-4) << e.book;
+    cpu.ctx.precise = true;
   }
 }
 
