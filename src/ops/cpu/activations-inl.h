@@ -12,6 +12,7 @@
 
 #include "base/tensor.h"
 #include "ops/cpu/lanes-inl.h"
+#include "ops/cpu/matmul-inl.h"
 #include "ops/cpu/weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -75,51 +76,87 @@ HWY_INLINE hn::Vec<hn::Full128<float>> SumsOfLanes(Vec a, Vec b, Vec c, Vec d) {
 #endif
 }
 
-// out[r] = row(r) · x for r < rows, four at a time; past the last row it comes again, for nothing.
-template <typename Row>
-HWY_INLINE void Dots(int64_t rows, const Row& row, const float* x, int64_t n, float* out) {
-  for (int64_t r = 0; r < rows; r += 4) {
-    const auto at = [&](int64_t i) HWY_ATTR { return row(std::min(r + i, rows - 1)); };
-    const float *p0 = at(0), *p1 = at(1), *p2 = at(2), *p3 = at(3);
-    Vec s0 = hn::Zero(F32()), s1 = s0, s2 = s0, s3 = s0;
-    ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
-      const Vec v = lanes.Load(x + i);
-      s0 = hn::MulAdd(lanes.Load(p0 + i), v, s0), s1 = hn::MulAdd(lanes.Load(p1 + i), v, s1);
-      s2 = hn::MulAdd(lanes.Load(p2 + i), v, s2), s3 = hn::MulAdd(lanes.Load(p3 + i), v, s3);
+// So many rows of x go through the same numbers together: their sums stay in registers.
+inline constexpr int kTogether = HWY_TARGET == HWY_AVX2 ? 2 : 4;
+
+// out[r][i] = row(i) · x[r] for i < count. Four i at a time; past the last one it comes again, for nothing. An element's arithmetic is the same for any kRows.
+template <int kRows, typename Row>
+HWY_INLINE void Dots(int64_t count, const Row& row, const float* const (&x)[kRows], int64_t n, float* const (&out)[kRows]) {
+  for (int64_t first = 0; first < count; first += 4) {
+    const float* p[4];
+    for (int64_t i = 0; i < 4; i++) p[i] = row(std::min(first + i, count - 1));
+    Vec sums[kRows][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) sums[r][i] = hn::Zero(F32());
+    ForLanes(n, [&](auto lanes, int64_t at) HWY_ATTR {
+      Vec v[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) v[i] = lanes.Load(p[i] + at);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; r++) {
+        const Vec xs = lanes.Load(x[r] + at);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) sums[r][i] = hn::MulAdd(v[i], xs, sums[r][i]);
+      }
     });
     const hn::Full128<float> four;
-    const auto sums = SumsOfLanes(s0, s1, s2, s3);
-    if (rows - r >= 4) {
-      hn::StoreU(sums, four, out + r);
-    } else {
-      HWY_ALIGN float part[4];
-      hn::Store(sums, four, part);
-      for (int64_t i = 0; i < rows - r; i++) out[r + i] = part[i];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r++) {
+      const auto total = SumsOfLanes(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+      if (count - first >= 4) {
+        hn::StoreU(total, four, out[r] + first);
+      } else {
+        HWY_ALIGN float part[4];
+        hn::Store(total, four, part);
+        std::copy_n(part, count - first, out[r] + first);
+      }
     }
   }
 }
 
-// finish(lanes, i, sum) for each vector i of n columns, with sum = start(lanes, i) + Σ_r w[r] · row(r), summed in order of r.
-template <typename Row, typename Start, typename Finish>
-HWY_INLINE void WeightedSum(int64_t rows, const float* w, const Row& row, int64_t n, const Start& start, const Finish& finish) {
+// finish(r, lanes, i, sum) for each vector i of n columns and each r, with sum = start(r, lanes, i) + Σ_j w[r][j] · row(j) over j < counts[r], in order of j.
+// The counts don't fall.
+template <int kRows, typename Row, typename Start, typename Finish>
+HWY_INLINE void WeightedSums(const int64_t (&counts)[kRows], const float* const (&w)[kRows], const Row& row, int64_t n, const Start& start,
+                             const Finish& finish) {
   const int64_t step = LaneCount();
+  const auto columns = [&](auto lanes, int64_t i, auto vecs) HWY_ATTR {
+    constexpr int kVecs = decltype(vecs)::value;
+    Vec sums[kRows][kVecs];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; v++) sums[r][v] = start(r, lanes, i + v * step);
+    const auto add = [&](int64_t j, auto first_row) HWY_ATTR {
+      Vec numbers[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; v++) numbers[v] = lanes.Load(row(j) + i + v * step);
+#pragma GCC unroll 4
+      for (int r = first_row(); r < kRows; r++) {
+        const Vec weight = hn::Set(F32(), w[r][j]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::MulAdd(weight, numbers[v], sums[r][v]);
+      }
+    };
+    int64_t j = 0;
+    for (; j < counts[0]; j++) add(j, std::integral_constant<int, 0>());
+    if constexpr (kRows > 1)
+      for (; j < counts[1]; j++) add(j, std::integral_constant<int, 1>());
+    if constexpr (kRows > 2)
+      for (; j < counts[2]; j++) add(j, std::integral_constant<int, 2>());
+    if constexpr (kRows > 3)
+      for (; j < counts[3]; j++) add(j, std::integral_constant<int, 3>());
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; v++) finish(r, lanes, i + v * step, sums[r][v]);
+  };
   int64_t i = 0;
-  for (const AllLanes all; i + 4 * step <= n; i += 4 * step) {
-    Vec s0 = start(all, i), s1 = start(all, i + step), s2 = start(all, i + 2 * step), s3 = start(all, i + 3 * step);
-    for (int64_t r = 0; r < rows; r++) {
-      const Vec weight = hn::Set(F32(), w[r]);
-      const float* p = row(r) + i;
-      s0 = hn::MulAdd(weight, all.Load(p), s0), s1 = hn::MulAdd(weight, all.Load(p + step), s1);
-      s2 = hn::MulAdd(weight, all.Load(p + 2 * step), s2), s3 = hn::MulAdd(weight, all.Load(p + 3 * step), s3);
-    }
-    finish(all, i, s0), finish(all, i + step, s1), finish(all, i + 2 * step, s2), finish(all, i + 3 * step, s3);
-  }
+  for (; i + 4 * step <= n; i += 4 * step) columns(AllLanes(), i, std::integral_constant<int, 4>());
   const int64_t done = i;
-  ForLanes(n - done, [&](auto lanes, int64_t j) HWY_ATTR {
-    Vec sum = start(lanes, done + j);
-    for (int64_t r = 0; r < rows; r++) sum = hn::MulAdd(hn::Set(F32(), w[r]), lanes.Load(row(r) + done + j), sum);
-    finish(lanes, done + j, sum);
-  });
+  ForLanes(n - done, [&](auto lanes, int64_t at) HWY_ATTR { columns(lanes, done + at, std::integral_constant<int, 1>()); });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -33,28 +33,35 @@ struct Softmax {
   float top, sum;
 };
 
-// Takes the block's first `keys` keys into a row's softmax and its output y (scaled by e^−top, not yet divided by the sum).
-void AddBlock(const KeyBlock& block, int64_t keys, const float* q, float scale, int64_t head_dim, bool first, Softmax& softmax, float* y) {
-  HWY_ALIGN float p[kKvBlock];
+// Takes the block's first keys, as many as each row sees, into the rows' softmaxes and outputs y (scaled by e^−top, not yet divided by the sum).
+template <int kRows>
+void AddBlock(const KeyBlock& block, const int64_t (&keys)[kRows], const float* const (&q)[kRows], float scale, int64_t head_dim, bool first, Softmax* softmax,
+              float* const (&y)[kRows]) {
+  HWY_ALIGN float p[kRows][kKvBlock];
+  const float* weights[kRows];
+  float* scores[kRows];
+  float before[kRows], now[kRows];
+  for (int r = 0; r < kRows; r++) weights[r] = scores[r] = p[r];
   Dots(
-      keys, [&](int64_t i) HWY_ATTR { return block.k + i * block.k_stride; }, q, head_dim, p);
-  ForLanes(keys, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(hn::Mul(lanes.Load(p + i), hn::Set(F32(), scale)), p + i); });
-  const float top = MaxOf(p, keys);
-  Vec sums = hn::Zero(F32());
-  ForLanes(keys, [&](auto lanes, int64_t i) HWY_ATTR {
-    const Vec e = Exp(hn::Sub(LoadOr(Set(-kInfinity), lanes, p + i), hn::Set(F32(), top)));
-    sums = hn::Add(sums, e);
-    lanes.Store(e, p + i);
-  });
-  const float sum = SumOfLanes(sums);
-
-  const float new_top = first ? top : std::max(softmax.top, top);
-  const float before = first ? 0 : ExpOf(softmax.top - new_top), now = ExpOf(top - new_top);
-  softmax = {new_top, first ? sum : softmax.sum * before + sum * now};
-  WeightedSum(
-      keys, p, [&](int64_t i) HWY_ATTR { return block.v + i * block.v_stride; }, head_dim, [](auto, int64_t) HWY_ATTR { return hn::Zero(F32()); },
-      [&](auto lanes, int64_t i, Vec o)
-          HWY_ATTR { lanes.Store(first ? o : hn::MulAdd(o, hn::Set(F32(), now), hn::Mul(lanes.Load(y + i), hn::Set(F32(), before))), y + i); });
+      keys[kRows - 1], [&](int64_t i) HWY_ATTR { return block.k + i * block.k_stride; }, q, head_dim, scores);
+  for (int r = 0; r < kRows; r++) {
+    ForLanes(keys[r], [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(hn::Mul(lanes.Load(p[r] + i), hn::Set(F32(), scale)), p[r] + i); });
+    const float top = MaxOf(p[r], keys[r]);
+    Vec sums = hn::Zero(F32());
+    ForLanes(keys[r], [&](auto lanes, int64_t i) HWY_ATTR {
+      const Vec e = Exp(hn::Sub(LoadOr(Set(-kInfinity), lanes, p[r] + i), hn::Set(F32(), top)));
+      sums = hn::Add(sums, e);
+      lanes.Store(e, p[r] + i);
+    });
+    const float sum = SumOfLanes(sums);
+    const float new_top = first ? top : std::max(softmax[r].top, top);
+    before[r] = first ? 0 : ExpOf(softmax[r].top - new_top), now[r] = ExpOf(top - new_top);
+    softmax[r] = {new_top, first ? sum : softmax[r].sum * before[r] + sum * now[r]};
+  }
+  WeightedSums(
+      keys, weights, [&](int64_t i) HWY_ATTR { return block.v + i * block.v_stride; }, head_dim, [](int, auto, int64_t) HWY_ATTR { return hn::Zero(F32()); },
+      [&](int r, auto lanes, int64_t i, Vec o)
+          HWY_ATTR { lanes.Store(first ? o : hn::MulAdd(o, hn::Set(F32(), now[r]), hn::Mul(lanes.Load(y[r] + i), hn::Set(F32(), before[r]))), y[r] + i); });
 }
 
 // One head of rows [first, last) of a sequence. Some rows go through a block of keys together, while it is in the cache.
@@ -68,10 +75,19 @@ void AttendRows(const Tensor& q, const Tensor& k, const Tensor& v, const Attenti
     const int64_t rows = std::min(kRows, last - begin), position = s.position + begin - s.row;
     for (int64_t key = 0; key < position + rows; key += kKvBlock) {
       const KeyBlock block = BlockOf(s, k, v, kv, key / kKvBlock, kv_column);
-      for (int64_t r = 0; r < rows; r++) {
-        const int64_t keys = std::min(kKvBlock, position + r + 1 - key);
-        if (keys > 0) AddBlock(block, keys, q.Row<float>(begin + r) + head * dim, scale, dim, key == 0, softmax[r], y.Row<float>(begin + r) + head * dim);
-      }
+      for (int64_t r = std::max<int64_t>(0, key - position); r < rows;)
+        WithRows<kTogether>(std::min<int64_t>(kTogether, rows - r), [&](auto count) HWY_ATTR {
+          constexpr int kCount = decltype(count)::value;
+          const float* queries[kCount];
+          float* out[kCount];
+          int64_t keys[kCount];
+          for (int i = 0; i < kCount; i++) {
+            queries[i] = q.Row<float>(begin + r + i) + head * dim, out[i] = y.Row<float>(begin + r + i) + head * dim;
+            keys[i] = std::min(kKvBlock, position + r + i + 1 - key);
+          }
+          AddBlock<kCount>(block, keys, queries, scale, dim, key == 0, softmax + r, out);
+          r += kCount;
+        });
     }
     for (int64_t r = 0; r < rows; r++) {
       float* out = y.Row<float>(begin + r) + head * dim;

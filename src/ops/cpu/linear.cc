@@ -311,7 +311,7 @@ void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor
   // Every part of the rows turns the weight anew: no more parts than the threads need to end together.
   constexpr int64_t kLeastRows = 48;
   const int64_t vecs = CeilDiv(outputs, kLanes), output_step = EvenPiece(vecs, kPanelVecs) * kLanes, output_parts = CeilDiv(outputs, output_step);
-  const int64_t wanted = CeilDiv(4 * ctx.threads->threads(), output_parts);
+  const int64_t wanted = CeilDiv(2 * ctx.threads->threads(), output_parts);
   const int64_t row_step = CeilDiv(EvenPiece(rows, std::max(kLeastRows, CeilDiv(rows, wanted))), kPanelRows) * kPanelRows, row_parts = CeilDiv(rows, row_step);
   ctx.threads->For(row_parts * output_parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {

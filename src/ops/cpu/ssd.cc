@@ -54,40 +54,53 @@ struct Decays {
   }
 };
 
-// y = a(b, t) · (S C_t) + Σ_{s ≤ t} a(s, t) · dt_s · (C_t · B_s) · x_s + D · x_t, a the decays,  for rows [first, first + rows) of the head's S, in this order
-// for every token of a chunk. `carried`: those rows of the chunk's initial S, null at the sequence's start.
-void ScanToken(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, const Decays& decays, int64_t t, const float* scores, const float* carried,
-               int64_t first, int64_t rows, float* y) {
-  HWY_ALIGN float weights[kSsdChunk];
-  const float* token_c = c.input[t] + shape.c;
-  decays.DecayedSteps(c, t, weights);
-  for (int64_t s = 0; s <= t; s++) weights[s] *= scores[s];
-
+// Tokens [t, t + kTokens) of a chunk: y_t = a(b, t) · (S C_t) + Σ_{s ≤ t} a(s, t) · dt_s · (C_t · B_s) · x_s + D · x_t, a the decays,  for rows
+// [first, first + rows) of the head's S, in this order for every token. `carried`: those rows of the chunk's initial S, null at the sequence's start. `decays`
+// are at the token before.
+template <int kTokens>
+void ScanTokens(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, Decays& decays, int64_t t, const float* const (&scores)[kTokens],
+                const float* carried, int64_t first, int64_t rows, float* const (&y)[kTokens]) {
+  HWY_ALIGN float weights[kTokens][kSsdChunk];
+  const float *token_c[kTokens], *ws[kTokens];
+  float from_start[kTokens];
+  int64_t counts[kTokens];
+  for (int i = 0; i < kTokens; i++) {
+    decays.MoveTo(c, t + i);
+    decays.DecayedSteps(c, t + i, weights[i]);
+    for (int64_t s = 0; s <= t + i; s++) weights[i][s] *= scores[i][s];
+    token_c[i] = c.input[t + i] + shape.c, ws[i] = weights[i], from_start[i] = ExpOf(decays.from_start), counts[i] = t + i + 1;
+  }
   if (carried)
     Dots(
         rows, [&](int64_t p) HWY_ATTR { return carried + p * shape.state; }, token_c, shape.state, y);
-  const Vec decay = hn::Set(F32(), ExpOf(decays.from_start)), d = hn::Set(F32(), head.d);
+  const Vec d = hn::Set(F32(), head.d);
   const int64_t x = shape.x + first;
-  WeightedSum(
-      t + 1, weights, [&](int64_t s) HWY_ATTR { return c.input[s] + x; }, rows,
-      [&](auto lanes, int64_t i) HWY_ATTR { return carried ? hn::Mul(decay, lanes.Load(y + i)) : hn::Zero(F32()); },
-      [&](auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(hn::MulAdd(d, lanes.Load(c.input[t] + x + i), sum), y + i); });
+  WeightedSums(
+      counts, ws, [&](int64_t s) HWY_ATTR { return c.input[s] + x; }, rows,
+      [&](int i, auto lanes, int64_t at) HWY_ATTR { return carried ? hn::Mul(hn::Set(F32(), from_start[i]), lanes.Load(y[i] + at)) : hn::Zero(F32()); },
+      [&](int i, auto lanes, int64_t at, Vec sum) HWY_ATTR { lanes.Store(hn::MulAdd(d, lanes.Load(c.input[t + i] + x + at), sum), y[i] + at); });
 }
 
 // next = a(b, last) · S + Σ_s a(s, last) · dt_s · x_s ⊗ B_s, summed in order of s, for a full chunk. `next` may be `carried` itself.
 void AdvanceState(const ScanShape& shape, const Chunk& c, const Decays& decays, const float* carried, int64_t first, int64_t rows, float* next) {
-  HWY_ALIGN float steps[kSsdChunk], weights[kSsdChunk];
+  HWY_ALIGN float steps[kSsdChunk], weights[kTogether][kSsdChunk];
   decays.DecayedSteps(c, kSsdChunk - 1, steps);
   const Vec decay = hn::Set(F32(), ExpOf(decays.from_start));
-  for (int64_t p = 0; p < rows; p++) {
-    for (int64_t s = 0; s < kSsdChunk; s++) weights[s] = steps[s] * c.input[s][shape.x + first + p];
-    const float* from = carried ? carried + p * shape.state : nullptr;
-    float* to = next + p * shape.state;
-    WeightedSum(
-        kSsdChunk, weights, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, shape.state,
-        [&](auto lanes, int64_t i) HWY_ATTR { return from ? hn::Mul(decay, lanes.Load(from + i)) : hn::Zero(F32()); },
-        [&](auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(sum, to + i); });
-  }
+  for (int64_t p = 0; p < rows; p += kTogether)
+    WithRows<kTogether>(std::min<int64_t>(kTogether, rows - p), [&](auto count) HWY_ATTR {
+      constexpr int kRows = decltype(count)::value;
+      const float *ws[kRows], *from[kRows];
+      float* to[kRows];
+      int64_t counts[kRows];
+      for (int r = 0; r < kRows; r++) {
+        for (int64_t s = 0; s < kSsdChunk; s++) weights[r][s] = steps[s] * c.input[s][shape.x + first + p + r];
+        ws[r] = weights[r], from[r] = carried ? carried + (p + r) * shape.state : nullptr, to[r] = next + (p + r) * shape.state, counts[r] = kSsdChunk;
+      }
+      WeightedSums(
+          counts, ws, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, shape.state,
+          [&](int r, auto lanes, int64_t i) HWY_ATTR { return carried ? hn::Mul(decay, lanes.Load(from[r] + i)) : hn::Zero(F32()); },
+          [&](int r, auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(sum, to[r] + i); });
+    });
 }
 
 // The scores of rows [first, last) of a sequence's rows, for all groups.
@@ -97,9 +110,10 @@ void ScoreRows(const Scan& scan, const Sequence& s, int64_t first, int64_t last)
     for (int64_t group = 0; group < scan.shape.groups; group++) {
       const int64_t h = group * (scan.shape.heads / scan.shape.groups);
       const ScanShape shape = scan.ShapeOf(h);
+      const float* const token_c[] = {scan.Input(s, token) + shape.c};
+      float* const scores[] = {scan.Scores(s, token, h)};
       Dots(
-          token - b + 1, [&](int64_t i) HWY_ATTR { return scan.Input(s, b + i) + shape.b; }, scan.Input(s, token) + shape.c, shape.state,
-          scan.Scores(s, token, h));
+          token - b + 1, [&](int64_t i) HWY_ATTR { return scan.Input(s, b + i) + shape.b; }, token_c, shape.state, scores);
     }
   }
 }
@@ -119,10 +133,17 @@ void ScanHead(const Scan& scan, const Sequence& s, int64_t h, int64_t first, int
     const int64_t offset = first * shape.state;
     const float* carried = b == 0 ? nullptr : kept ? scan.Boundary(s, b, h) + offset : scratch;
     Decays decays;
-    for (int64_t i = 0; i < c.tokens; i++) {
-      decays.MoveTo(c, i);
-      if (b + i >= s.position) ScanToken(shape, head, c, decays, i, scan.Scores(s, b + i, h), carried, first, rows, scan.Output(s, b + i) + shape.x + first);
-    }
+    int64_t t = 0;
+    for (; b + t < s.position; t++) decays.MoveTo(c, t);
+    while (t < c.tokens)
+      WithRows<kTogether>(std::min<int64_t>(kTogether, c.tokens - t), [&](auto count) HWY_ATTR {
+        constexpr int kTokens = decltype(count)::value;
+        const float* scores[kTokens];
+        float* y[kTokens];
+        for (int i = 0; i < kTokens; i++) scores[i] = scan.Scores(s, b + t + i, h), y[i] = scan.Output(s, b + t + i) + shape.x + first;
+        ScanTokens<kTokens>(shape, head, c, decays, t, scores, carried, first, rows, y);
+        t += kTokens;
+      });
     if (c.tokens == kSsdChunk) AdvanceState(shape, c, decays, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h) + offset : scratch);
   }
 }
