@@ -24,7 +24,7 @@ void Progress::Advance(int64_t done) {
   visible_ = true;
   double seconds = std::chrono::duration<double>(now - start_).count(), part = static_cast<double>(done) / static_cast<double>(total_);
   double rate = static_cast<double>(done) / seconds, left = rate > 0 ? static_cast<double>(total_ - done) / rate : 0;
-  std::string speed = unit_ == "bytes" ? HumanBytes(rate) : HumanCount(rate) + " " + unit_;
+  std::string speed = unit_ == "bytes" ? HumanBytes(rate) : HumanRate(rate) + " " + unit_;
   std::string tail = fmt::format(" {:3.0f} %  {}/s  {} left  {}", part * 100, speed, HumanSeconds(left), note_);
   int width = std::clamp(TerminalColumns() - static_cast<int>(what_.size() + tail.size()) - 4, 0, 40);
   int full = static_cast<int>(part * width);

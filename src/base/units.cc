@@ -27,6 +27,8 @@ std::string HumanCount(double n) {
   return Scaled(n, kUnits, 5);
 }
 
+std::string HumanRate(double n) { return n < 9.995 ? fmt::format("{:.2f}", n) : n < 99.95 ? fmt::format("{:.1f}", n) : HumanCount(n); }
+
 std::string HumanSeconds(double s) {
   if (s < 1e-3) return fmt::format("{:.0f} µs", s * 1e6);
   if (s < 9.95e-3) return fmt::format("{:.1f} ms", s * 1e3);

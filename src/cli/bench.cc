@@ -129,13 +129,10 @@ std::string TableHead(const Subject& subject, int64_t plan) {
   return title + fmt::format(kHeader, "test", "tokens", "batch", "context", "threads", "tok/s", "time", "best", "limit", "of limit", "this machine");
 }
 
-// Three digits: a large model writes a few tokens a second.
-std::string Rate(double rate) { return rate < 9.995 ? fmt::format("{:.2f}", rate) : rate < 99.95 ? fmt::format("{:.1f}", rate) : HumanCount(rate); }
-
 std::string TableRow(const SpeedTest& test, const SpeedResult& result, const Figures& figures) {
   const std::string machine = fmt::format("{:.1f} GB/s, {:.0f} GFLOP/s", result.rates.bytes * 1e-9, result.rates.operations * 1e-9);
-  return fmt::format(kHeader, TestName(test), test.prompt + test.generate, test.batch, test.context, test.threads, Rate(figures.tokens_per_second),
-                     HumanSeconds(figures.seconds), Rate(figures.best_tokens_per_second), Rate(figures.limit_tokens_per_second),
+  return fmt::format(kHeader, TestName(test), test.prompt + test.generate, test.batch, test.context, test.threads, HumanRate(figures.tokens_per_second),
+                     HumanSeconds(figures.seconds), HumanRate(figures.best_tokens_per_second), HumanRate(figures.limit_tokens_per_second),
                      fmt::format("{:.1f} %", figures.fraction() * 100), machine);
 }
 

@@ -140,7 +140,7 @@ class Chat {
     if (line_open_ || reply.generation.text.empty()) Show("\n");
     const Generation& g = reply.generation;
     std::string line = fmt::format(" {} tok read in {} · {} written", Thousands(reply.read), HumanSeconds(g.prompt_seconds), Thousands(g.tokens.size()));
-    if (g.steps > 0 && g.step_seconds > 0) line += fmt::format(" at {} tok/s", HumanCount(static_cast<double>(g.steps) / g.step_seconds));
+    if (g.steps > 0 && g.step_seconds > 0) line += fmt::format(" at {} tok/s", HumanRate(static_cast<double>(g.steps) / g.step_seconds));
     line += " · " + Context();
     if (chance_) line += fmt::format(" · seed {}", reply.seed);
     if (g.finish == FinishReason::kInterrupted) line += " · interrupted";

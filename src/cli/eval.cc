@@ -47,7 +47,7 @@ void PrintPerplexity(const PerplexityFlags& flags, const PerplexityResult& r, do
            fmt::format("perplexity     {:.4f} ± {:.4f}\nnats per token {:.6f}\nbits per byte  {:.4f}\ntokens         {} in {} windows of {} (stride {})\n",
                        r.perplexity, r.perplexity_se, r.nll_per_token, r.bits_per_byte, Thousands(r.tokens), Thousands(r.windows),
                        Thousands(flags.options.window), Thousands(flags.options.stride)));
-  WriteAll(kStandardError, fmt::format(" {} · {} tok/s\n", HumanSeconds(seconds), HumanCount(static_cast<double>(r.windows * flags.options.window) / seconds)));
+  WriteAll(kStandardError, fmt::format(" {} · {} tok/s\n", HumanSeconds(seconds), HumanRate(static_cast<double>(r.windows * flags.options.window) / seconds)));
 }
 
 void RunPerplexity(PerplexityFlags flags) {

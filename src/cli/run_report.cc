@@ -108,7 +108,7 @@ std::string ClosingLine(const RunReport& report, const RunTotals& totals, const 
                             : fmt::format(" · {} texts · prompts {} tok", totals.texts, totals.prompt_tokens);
   line += fmt::format(" · {} tok", totals.tokens);
   if (const double rate = Rate(totals.steps, totals.step_seconds); rate > 0) {
-    line += fmt::format(" at {} tok/s", HumanCount(rate));
+    line += fmt::format(" at {} tok/s", HumanRate(rate));
     if (totals.texts == 1) line += fmt::format(" ({}/s)", HumanBytes(rate * static_cast<double>(engine.StepWeightBytes())));
   }
   if (sampling.temperature > 0) line += fmt::format(" · seed {}", sampling.seed);

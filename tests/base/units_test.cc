@@ -31,6 +31,14 @@ TEST(UnitsTest, Counts) {
   EXPECT_EQ(HumanCount(-2500), "-2.50 k");
 }
 
+TEST(UnitsTest, RatesHaveThreeDigits) {
+  EXPECT_EQ(HumanRate(0), "0.00");
+  EXPECT_EQ(HumanRate(2.084), "2.08");
+  EXPECT_EQ(HumanRate(9.996), "10.0");
+  EXPECT_EQ(HumanRate(99.96), "100");
+  EXPECT_EQ(HumanRate(16251), "16.3 k");
+}
+
 TEST(UnitsTest, Seconds) {
   EXPECT_EQ(HumanSeconds(0.0000214), "21 µs");
   EXPECT_EQ(HumanSeconds(0.0021), "2.1 ms");

@@ -70,6 +70,7 @@ Written "$seeded" run "$mini" -p "The sea" -n 12 --seed 4 -t 1
 printf 'The sea\n' >"$dir/prompt"
 Written "$seeded" run "$mini" -f "$dir/prompt" -n 12 --seed 4
 Written "$seeded" run "$mini" -n 12 --seed 4 <"$dir/prompt"
+grep -qE ' at ([0-9]\.[0-9]{2}|[0-9]{2}\.[0-9]|[0-9]{3}|[0-9.]{4} k) tok/s' "$dir/err" || Fail "three digits of a rate"
 Written "-dash" run "$mini" -p -dash -n 0
 Written "" run "$mini" -p "" -n 0
 Written $'a\xff\xfeb' run "$mini" -p $'a\xff\xfeb' -n 0
