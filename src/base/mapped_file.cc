@@ -6,7 +6,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
+#include <csignal>
 #include <cstring>
+#include <filesystem>
 
 #include "base/error.h"
 
@@ -57,12 +60,36 @@ std::string ReadFile(const std::string& path) {
   }
 }
 
+namespace {
+
+constexpr std::string_view kTemporary = ".tmp-";  // and the number of the process that writes it
+
+// Removes temporary files for `path` whose writers were killed. What cannot be read or removed stays: it is in nobody's way.
+void RemoveLeftovers(const std::string& path) {
+  namespace fs = std::filesystem;
+  const std::string prefix = fs::path(path).filename().string() + std::string(kTemporary), folder = fs::path(path).parent_path().string();
+  std::error_code fault;
+  for (fs::directory_iterator at(folder.empty() ? "." : folder, fault), end; !fault && at != end; at.increment(fault)) {
+    const std::string name = at->path().filename().string();
+    if (!name.starts_with(prefix)) continue;
+    pid_t writer = 0;
+    const char* last = name.data() + name.size();
+    const auto [rest, bad] = std::from_chars(name.data() + prefix.size(), last, writer);
+    if (bad == std::errc() && rest == last && writer > 0 && kill(writer, 0) != 0 && errno == ESRCH) unlink(at->path().c_str());
+  }
+}
+
+}  // namespace
+
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   struct stat info;
   bool exists = stat(path.c_str(), &info) == 0;
   if (exists && S_ISDIR(info.st_mode)) throw Error("{}: is a directory, expected a file name", path);
   bool device = exists && !S_ISREG(info.st_mode);
-  if (!device) temporary_ = path + ".tmp-" + std::to_string(getpid());
+  if (!device) {
+    RemoveLeftovers(path);
+    temporary_ = fmt::format("{}{}{}", path, kTemporary, getpid());
+  }
   fd_ = open(device ? path.c_str() : temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd_ < 0) throw Error("{}: cannot be created: {}", path, std::strerror(errno));
 }

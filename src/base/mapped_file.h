@@ -35,6 +35,7 @@ std::string ReadFile(const std::string& path);
 
 // Writes under a temporary name beside `path` and takes that name only in Commit(): readers see the old file or the whole new one, never a half.
 // A device or a pipe is written as it is.
+// Temporary files for `path` that killed processes left are removed by the next writer.
 // Every call throws Error with the system's reason (disk full, no permission); without Commit the destructor removes the temporary file.
 class FileWriter {
  public:

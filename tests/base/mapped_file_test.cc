@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -95,6 +97,20 @@ TEST_F(FileTest, WriterWithoutCommitLeavesNothing) {
   }
   EXPECT_EQ(ReadFile(Path("f")), "old");
   EXPECT_EQ(Files(), 1u);
+}
+
+// What a killed writer left goes with the next; what a running one writes, and what only looks alike, stays.
+TEST_F(FileTest, WriterRemovesWhatKilledOnesLeft) {
+  const pid_t gone = fork();
+  if (gone == 0) _exit(0);
+  ASSERT_EQ(waitpid(gone, nullptr, 0), gone);
+  const std::string left = "f.tmp-" + std::to_string(gone), others[] = {"f.tmp-1", "f.tmp-" + std::to_string(gone) + "x", "f.tmp-", "g" + left, "f.tmp--5"};
+  Put(left, "half");
+  for (const std::string& name : others) Put(name, "kept");
+  FileWriter w(Path("f"));
+  w.Commit();
+  EXPECT_FALSE(fs::exists(Path(left)));
+  for (const std::string& name : others) EXPECT_TRUE(fs::exists(Path(name))) << name;
 }
 
 TEST_F(FileTest, WriterNamesWhatCannotBeWritten) {
