@@ -39,8 +39,10 @@ extern "C" void OnResumed(int) {
 extern "C" void OnSignal(int signal) {
   int before = 0;
   if (!interrupt_signal.compare_exchange_strong(before, signal)) {
-    if (!patient_with_ctrl_c || (before == SIGTERM && signal == SIGTERM)) _exit(128 + signal);
-    if (signal == SIGTERM) interrupt_signal = signal;
+    // A terminal that closes sends SIGHUP more than once, by the shell and by the system: no sign of impatience.
+    const bool again = signal != SIGHUP && (!patient_with_ctrl_c || (before != SIGINT && signal != SIGINT));
+    if (again) _exit(128 + signal);
+    if (before == SIGINT) interrupt_signal = signal;
   }
   WakeUp();
 }
@@ -83,12 +85,16 @@ void CatchInterrupts(bool patient) {
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  struct sigaction hangup {};
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // nohup's wish counts
   if (!patient) return;
   action.sa_handler = OnResumed;
   sigaction(SIGCONT, &action, nullptr);
 }
 
 int InterruptSignal() { return interrupt_signal; }
+
+bool MustEnd() { return interrupt_signal != 0 && interrupt_signal != SIGINT; }
 
 void ForgetCtrlC() {
   int ctrl_c = SIGINT;

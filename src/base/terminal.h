@@ -21,11 +21,12 @@ void WriteAll(int fd, std::string_view bytes);
 // From now on writing to a closed pipe is an error instead of the process's end.
 void IgnoreClosedPipes();
 
-// From now on Ctrl-C and SIGTERM set a flag, for work that looks at it and ends in good order. A second one ends the process at once; but where `patient`,
-// Ctrl-C never does, for programs that go on after it.
+// From now on Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) set a flag, for work that looks at it and ends in good order. A second Ctrl-C or SIGTERM
+// ends the process at once; but where `patient`, Ctrl-C never does, for programs that go on after it.
 void CatchInterrupts(bool patient = false);
-int InterruptSignal();  // the signal that came (SIGINT, SIGTERM), or 0
-void ForgetCtrlC();     // it was obeyed; a SIGTERM stays
+int InterruptSignal();  // the signal that came (SIGINT, SIGTERM, SIGHUP), or 0
+bool MustEnd();         // one came that nobody takes back: not Ctrl-C
+void ForgetCtrlC();     // it was obeyed; the others stay
 
 // Waits until `fd` has bytes or is at its end. False where a caught signal came, be it before the call. `resumed` is called where the process was stopped
 // (Ctrl-Z) and goes on, after a `patient` CatchInterrupts: the terminal's settings are the shell's then.

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -66,7 +65,7 @@ class Chat {
         Warn(e.what());
         refused++;
       }
-      if (InterruptSignal() == SIGTERM || (!interactive_ && InterruptSignal())) return;
+      if (MustEnd() || (!interactive_ && InterruptSignal())) return;
       ForgetCtrlC();
     }
     if (!interactive_ && refused > 0) throw Error("{} of the inputs could not be obeyed", refused);
@@ -82,7 +81,7 @@ class Chat {
       if (outcome != LineReader::Outcome::kLine && interactive_) Tell("");
       if (outcome == LineReader::Outcome::kEnd) return more ? std::optional(text) : std::nullopt;
       if (outcome == LineReader::Outcome::kInterrupted) {
-        if (!interactive_ || InterruptSignal() == SIGTERM) return std::nullopt;
+        if (!interactive_ || MustEnd()) return std::nullopt;
         ForgetCtrlC();
         text.clear(), more = false;
         continue;

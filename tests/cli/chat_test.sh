@@ -80,6 +80,18 @@ kill -TERM $chat
 wait $chat
 [ $? = 143 ] || Fail "SIGTERM while nobody types"
 exec 7>&-
+: >"$dir/out"
+"$bamba" chat "$mini" -n 100000 --context 200000 -t 1 <"$dir/pipe" >"$dir/out" 2>"$dir/err" &
+chat=$!
+exec 7>"$dir/pipe"
+printf 'Once\n' >&7
+for _ in {1..100}; do [ -s "$dir/out" ] && break; sleep 0.1; done
+kill -HUP $chat
+kill -HUP $chat
+wait $chat
+[ $? = 129 ] || Fail "SIGHUP in mid-turn"
+Said "interrupted"
+exec 7>&-
 
 # By terminal. Terminal ARGUMENT…; then Type what is typed, and Shows what must appear on the screen.
 Terminal() {
