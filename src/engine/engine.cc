@@ -176,7 +176,7 @@ void Engine::ReleaseSession(SequenceState& sequence) {
 }
 
 const SessionIdentity& Engine::Identity() {
-  if (!identity_) identity_ = IdentityOf(model_, options_.precise);
+  if (!identity_) identity_ = IdentityOf(model_, options_.precise, *runner_.context().threads);
   return *identity_;
 }
 

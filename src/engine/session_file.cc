@@ -14,7 +14,7 @@ namespace bamba {
 namespace {
 
 constexpr char kMagic[8] = {'B', 'A', 'M', 'B', 'A', 'S', 'E', 'S'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   char magic[8];
@@ -58,35 +58,57 @@ void HashConfig(const Config& c, Hash& hash) {
     hash.AddValue(x);
 }
 
-// The parts of `bytes` bytes that count.
-void HashSampled(const char* data, size_t bytes, Hash& hash) {
-  constexpr size_t kPieces = 64, kPiece = 4096;
-  if (bytes <= kPieces * kPiece) return hash.Add(data, bytes);
-  for (size_t i = 0; i < kPieces; i++) hash.Add(data + (bytes - kPiece) / (kPieces - 1) * i, kPiece);
+// A part of a tensor, hashed by one thread.
+struct Piece {
+  const char* data;
+  size_t bytes;
+  bool whole;  // or samples of it
+};
+constexpr size_t kPiece = size_t{1} << 20, kSmall = size_t{256} << 10;
+
+uint64_t HashOf(const Piece& piece) {
+  constexpr size_t kEvery = 4096, kSample = 64;
+  Hash hash;
+  if (piece.whole)
+    hash.Add(piece.data, piece.bytes);
+  else
+    for (size_t i = 0; i < piece.bytes; i += kEvery) hash.Add(piece.data + i, std::min(kSample, piece.bytes - i));
+  return hash.value();
 }
 
 }  // namespace
 
-uint64_t ModelHash(const Model& model) {
+uint64_t ModelHash(const Model& model, ThreadPool& threads, size_t whole) {
   Hash hash;
   HashConfig(model.config, hash);
   Weights weights = model.weights;
-  for (const Param& p : Parameters(model.config, weights)) {
+  const std::vector<Param> params = Parameters(model.config, weights);
+  size_t total = 0;
+  for (const Param& p : params) total += p.tensor->bytes();
+  std::vector<Piece> pieces;
+  for (const Param& p : params) {
     hash.Add(p.name);
     hash.Add(p.tensor->ShapeString());
     hash.Add(Name(p.tensor->dtype()));
-    HashSampled(static_cast<const char*>(p.tensor->data()), p.tensor->bytes(), hash);
+    const size_t bytes = p.tensor->bytes();
+    for (size_t i = 0; i < bytes; i += kPiece)
+      pieces.push_back({static_cast<const char*>(p.tensor->data()) + i, std::min(kPiece, bytes - i), total <= whole || bytes <= kSmall});
   }
+  std::vector<uint64_t> hashes(pieces.size());
+  threads.For(std::ssize(pieces), 1, [&](int64_t begin, int64_t end, int) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); i++) hashes[i] = HashOf(pieces[i]);
+  });
+  hash.Add(hashes.data(), hashes.size() * sizeof hashes[0]);
   return hash.value();
 }
 
-SessionIdentity IdentityOf(const Model& model, bool precise) {
+SessionIdentity IdentityOf(const Model& model, bool precise, ThreadPool& threads) {
   const std::string program = ExecutablePath();
   if (program.empty()) throw Error("the system does not tell which file this program is, so that a session could not be told from another build's");
   const MappedFile file(program);
   Hash hash;
   hash.Add(file.data(), file.size());
-  return {.build = hash.value(), .model = ModelHash(model), .arithmetic = cpu::SimdName(), .precise = precise};
+  return {.build = hash.value(), .model = ModelHash(model, threads), .arithmetic = cpu::SimdName(), .precise = precise};
 }
 
 void WriteSession(const std::string& path, const SessionIdentity& identity, std::span<const int32_t> tokens, const StatePool& pool,

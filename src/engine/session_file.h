@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/mapped_file.h"
+#include "base/thread_pool.h"
 #include "engine/state_pool.h"
 #include "model/bamba.h"
 
@@ -19,12 +20,13 @@ struct SessionIdentity {
   bool precise = true;     // see Context::precise
 };
 
-// Of the config, and of names, shapes, dtypes and bytes of all tensors: all bytes of a small tensor, 64 pieces of 4 KiB spread evenly over a large one, so that
-// a model of any size takes well under a second. Tells models, trainings and quantisations apart, but not every single changed number.
-uint64_t ModelHash(const Model& model);
+// Of the config, and of names, shapes, dtypes and bytes of all tensors: every byte of a model of up to `whole` bytes, and of a larger one's tensors beyond
+// 256 KiB the first 64 bytes of each 4 KiB, which tell trainings and quantisations apart, but not every single changed number. The same for any number of
+// threads.
+uint64_t ModelHash(const Model& model, ThreadPool& threads, size_t whole = size_t{1} << 30);
 
 // Of the running program and its arithmetic. Throws Error where the system doesn't tell the program's file.
-SessionIdentity IdentityOf(const Model& model, bool precise);
+SessionIdentity IdentityOf(const Model& model, bool precise, ThreadPool& threads);
 
 // A session's file: a header of fixed size (format version, identity, counts, a hash of what follows, a hash of itself), the tokens (int32), the state's
 // image (engine/state_pool.h). Numbers are little-endian, as on every machine that this runs on.

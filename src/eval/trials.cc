@@ -72,8 +72,8 @@ struct TemporaryFile {
 // What all trials share. Each trial leaves the pools' slots and pages free, but not clean.
 struct Stage {
   const Model& model;
-  SessionIdentity identity;
   BatchRunner alone, plain, history;  // history: a pool with roll_back
+  SessionIdentity identity;
   std::vector<std::unique_ptr<ThreadPool>> threads;
   TemporaryFile file;
 
@@ -92,10 +92,10 @@ struct Stage {
 
   Stage(const Model& m, const TrialOptions& options)
       : model(m),
-        identity(IdentityOf(m, true)),
         alone(m, Pool(m, 1, false), kBatch, 1),
         plain(m, Pool(m, kSlots, false), kBatch, 1),
-        history(m, Pool(m, kSlots, true), kBatch, 1) {
+        history(m, Pool(m, kSlots, true), kBatch, 1),
+        identity(IdentityOf(m, true, *history.context().threads)) {
     for (BatchRunner* runner : {&alone, &plain, &history}) runner->context().device = options.device;
     for (int n : {1, 2, 3, options.threads}) threads.push_back(std::make_unique<ThreadPool>(n));
   }

@@ -291,17 +291,49 @@ TEST(SessionFile, AnotherBuildOrArithmeticIsRefused) {
 }
 
 TEST(SessionFile, TheModelsHashSeesWeightsShapesAndConfig) {
+  ThreadPool threads(3);
   Model model = RandomModel(TinyConfig(2, {1}), 1);
-  const uint64_t hash = ModelHash(model);
-  EXPECT_EQ(ModelHash(RandomModel(TinyConfig(2, {1}), 1)), hash);
-  EXPECT_NE(ModelHash(RandomModel(TinyConfig(2, {1}), 1, Dtype::kBf16)), hash);
-  EXPECT_NE(ModelHash(RandomModel(TinyConfig(2, {0}), 1)), hash);
+  const uint64_t hash = ModelHash(model, threads);
+  EXPECT_EQ(ModelHash(RandomModel(TinyConfig(2, {1}), 1), threads), hash);
+  EXPECT_NE(ModelHash(RandomModel(TinyConfig(2, {1}), 1, Dtype::kBf16), threads), hash);
+  EXPECT_NE(ModelHash(RandomModel(TinyConfig(2, {0}), 1), threads), hash);
   model.config.eps *= 2;
-  EXPECT_NE(ModelHash(model), hash);
+  EXPECT_NE(ModelHash(model, threads), hash);
   model.config.eps /= 2;
-  EXPECT_EQ(ModelHash(model), hash);
+  EXPECT_EQ(ModelHash(model, threads), hash);
   model.weights.blocks[0].mamba.d.as<float>()[1] += 1e-3f;
-  EXPECT_NE(ModelHash(model), hash);
+  EXPECT_NE(ModelHash(model, threads), hash);
+}
+
+TEST(SessionFile, TheModelsHashSeesEveryNumberAndNoThreads) {
+  Config config = TinyConfig(1, {});
+  config.vocab = 10007;  // of more than one piece, the last one with a rest
+  const Model model = RandomModel(config, 1);
+  ThreadPool one(1), three(3);
+  const uint64_t hash = ModelHash(model, one);
+  EXPECT_EQ(ModelHash(model, three), hash);
+  const Tensor embedding = model.weights.embedding.weight;
+  Random random(1);
+  for (int i = 0; i < 50; i++) {
+    float& number = embedding.as<float>()[Pick(random, 0, embedding.size() - 1)];
+    const float before = std::exchange(number, number + 1);
+    EXPECT_NE(ModelHash(model, three), hash);
+    number = before;
+  }
+
+  // Samples see a page's beginning and nothing else of it, but all of a small tensor.
+  const uint64_t sampled = ModelHash(model, one, 0);
+  EXPECT_EQ(ModelHash(model, three, 0), sampled);
+  const auto changes = [&](const Tensor& tensor, int64_t i) {
+    float& number = tensor.as<float>()[i];
+    const float before = std::exchange(number, number + 1);
+    const bool changed = ModelHash(model, three, 0) != sampled;
+    number = before;
+    return changed;
+  };
+  EXPECT_TRUE(changes(embedding, 300 * 1024));
+  EXPECT_FALSE(changes(embedding, 300 * 1024 + 16));
+  EXPECT_TRUE(changes(model.weights.blocks[0].mamba.d, 3));
 }
 
 // Killed at any moment while it saves, a process leaves the old file or the new one.
