@@ -184,9 +184,7 @@ void AddBench(CLI::App& app) {
       ->type_name("NAME");
   verb->add_flag("--random", flags->random, "Random weights: of a MODEL its config.json alone is read");
   verb->add_option("--dtype", flags->dtype, "Of random weights (default: bf16)")->check(CLI::IsMember({"f32", "bf16", "f16"}));
-  const auto list = [&](const char* names, auto& values, int64_t least, int64_t most, const char* help) {
-    verb->add_option(names, values, help)->delimiter(',')->expected(1)->take_all()->check(Between(least, most))->type_name("N[,N…]");
-  };
+  const auto list = [&](const char* names, auto& values, int64_t least, int64_t most, const char* help) { AddList(*verb, names, values, least, most, help); };
   list("-p,--prompt", flags->prompt, 0, 1 << 24, "A row that reads so many tokens (default: 512 where neither -p nor -n is given); 0: none");
   list("-n,--generate", flags->generate, 0, 1 << 24, "A row that writes so many tokens one after the other (default: 128, likewise); 0: none");
   list("-b,--batch", flags->batch, 1, 1 << 16, "Sequences at a time, each with its own tokens (default: 1)");

@@ -174,14 +174,16 @@ void AddVerify(CLI::App& app) {
       ->capture_default_str();
   verb->add_flag("--fast", flags->fast,
                  "With --against and bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
-  verb->add_option(
-          "--trials", flags->trials,
-          "Play so many random texts in random pieces, batches and numbers of threads, with forks, snapshots, roll-backs and session files in between: "
-          "logits and state must be the same bits as in one piece. BAMBA_SIMD chooses the instruction set")
-      ->check(Between(int64_t{0}, int64_t{1} << 40))
-      ->type_name("N");
+  CLI::Option* trials =
+      verb->add_option(
+              "--trials", flags->trials,
+              "Play so many random texts in random pieces, batches and numbers of threads, with forks, snapshots, roll-backs and session files in between: "
+              "logits and state must be the same bits as in one piece. BAMBA_SIMD chooses the instruction set")
+          ->check(Between(int64_t{0}, int64_t{1} << 40))
+          ->type_name("N");
   verb->add_option("--seed", flags->seed, "Of the first trial; the next has the next number")
       ->check(Between(int64_t{0}, INT64_MAX))
+      ->needs(trials)
       ->type_name("N")
       ->capture_default_str();
   verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));

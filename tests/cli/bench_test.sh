@@ -26,6 +26,8 @@ Count() { [ "$(grep -cE -- "$2" "$dir/out")" = "$1" ] || Fail "expected $1 lines
 Refused 2 "nothing to measure" "$tiny" -p 0 -n 0
 Refused 2 "found 'x'" "$tiny" -p 16,x
 Refused 2 "found '0'" "$tiny" -b 0
+Refused 2 "--prompt: found '', expected a whole number from 0" "$tiny" -p 1,,2
+Refused 2 "--threads: found ''" "$tiny" -t 1,
 Refused 2 "not both" "$tiny" --config mini
 Refused 2 "bamba convert --dtype" "$tiny" --dtype f16
 Refused 2 "--dtype" "$tiny" --random --dtype f8
