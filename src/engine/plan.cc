@@ -62,11 +62,18 @@ MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace) {
 void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& name) {
   if (plan.total() <= available) return;
   const auto human = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
-  throw Error(
-      "{}: needs {} of memory (weights {}, state of {} sequences {}, keys and values of {} tokens {}, temporaries {}, snapshots {}), this machine has {} left; "
-      "lower --context (-n) or take a smaller model",
-      name, human(plan.total()), human(plan.weights), plan.slots, human(plan.states()), Thousands(Product(plan.pages, kKvBlock)), human(plan.kv()),
-      human(plan.workspace), human(plan.snapshots), human(available));
+  const auto some = [](int64_t n, const char* what) { return fmt::format("{} {}{}", Thousands(n), what, n == 1 ? "" : "s"); };
+  std::string parts;
+  const auto part = [&](const std::string& what, int64_t bytes) {
+    if (bytes > 0) parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", what, human(bytes));
+  };
+  part("weights", plan.weights);
+  part("state of " + some(plan.slots, "sequence"), plan.states());
+  part("keys and values of " + some(Product(plan.pages, kKvBlock), "token"), plan.kv());
+  part("temporaries", plan.workspace);
+  part("snapshots", plan.snapshots);
+  throw Error("{}: needs {} of memory ({}), this machine has {} left; lower --context (-n) or take a smaller model", name, human(plan.total()), parts,
+              human(available));
 }
 
 }  // namespace bamba

@@ -1,5 +1,6 @@
 #include "engine/state_pool.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -7,10 +8,13 @@
 
 #include "base/error.h"
 #include "engine/plan.h"
+#include "tests/support/files.h"
 #include "tests/support/random_model.h"
 
 namespace bamba {
 namespace {
+
+using testing::HasSubstr;
 
 TEST(StatePool, ShapesOfAHybrid) {
   const Config c = TinyConfig(3, {1});
@@ -114,6 +118,13 @@ TEST(MemoryPlan, CountsWhatThePoolTakes) {
 
   EXPECT_NO_THROW(CheckFits(plan, plan.total(), "m"));
   EXPECT_THROW(CheckFits(plan, plan.total() - 1, "m"), Error);
+}
+
+TEST(MemoryPlan, WhatDoesNotFitIsToldInParts) {
+  const auto told = [](const MemoryPlan& plan) { return ErrorOf([&] { CheckFits(plan, 0, "m"); }); };
+  EXPECT_THAT(told({.weights = 2000}), HasSubstr("needs 2.00 kB of memory (weights 2.00 kB), this machine has 0 bytes left"));
+  EXPECT_THAT(told({.slot = 5, .page = 7, .slots = 1, .pages = 2}), HasSubstr("(state of 1 sequence 5 bytes, keys and values of 128 tokens 14 bytes)"));
+  EXPECT_THAT(told({.slot = 5, .slots = 2, .workspace = 1}), HasSubstr("(state of 2 sequences 10 bytes, temporaries 1 bytes)"));
 }
 
 TEST(MemoryPlan, AbsurdSizesAreAnErrorAndNoOverflow) {
