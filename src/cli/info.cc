@@ -82,9 +82,12 @@ void PrintGroups(const char* title, const std::vector<std::pair<std::string, Gro
              fmt::format("  {:<22} {:>8} {:>10} {:>10}  {}\n", name, g.tensors, HumanCount(static_cast<double>(g.numbers)), Bytes(g.bytes), g.Dtypes()));
 }
 
-void PrintPlan(const Flags& flags, const MemoryPlan& plan) {
+void PrintPlan(const Flags& flags, const MemoryPlan& plan, const Model& model) {
   WriteAll(kStandardOutput, fmt::format("memory for {} sequence{} of {} tokens\n", flags.batch, flags.batch == 1 ? "" : "s", Thousands(flags.context)));
   Row("weights", fmt::format("{}, mapped from the files: taken as they are touched, given back under pressure", Bytes(plan.weights)));
+  if (!model.config.tied)
+    Row("", fmt::format("of which {}, the embedding, are read row by row: only those of tokens that occur",
+                        Bytes(static_cast<int64_t>(model.weights.embedding.weight.bytes()))));
   Row("states", fmt::format("{}, {} a sequence whatever its length", Bytes(plan.states()), Bytes(plan.slot)));
   Row("keys, values", fmt::format("{}, {} for each {} tokens", Bytes(plan.kv()), Bytes(plan.page), kKvBlock));
   Row("temporaries", Bytes(plan.workspace));
@@ -184,7 +187,7 @@ void RunInfo(Flags flags) {
     if (faults == 0) {
       PrintGroups("parameters by role", inventory->roles);
       PrintGroups("by sub-block", inventory->blocks);
-      PrintPlan(flags, plan);
+      PrintPlan(flags, plan, *model);
       WriteAll(kStandardOutput, fmt::format("tensors\n  all {} present, none foreign\n", inventory->all.tensors));
     } else {
       WriteAll(kStandardOutput, "tensors\n");

@@ -117,6 +117,10 @@ for _ in $(seq 300); do [ "$(wc -c <"$dir/out")" -gt 20 ] && break || sleep 0.1;
 kill -INT $! && wait $!
 [ $? = 130 ] && grep -q "interrupted" "$dir/err" && [ -n "$(tail -c 1 "$dir/out" | tr -d -c '\n' | od -c)" ] || Fail "Ctrl-C"
 
+# Where the head is a matrix of its own, the embedding is mapped, but hardly read.
+"$bamba" info "$tiny" | grep -q 'of which .*, the embedding, are read row by row' || Fail "info of an untied model"
+"$bamba" info "$mini" | grep -q 'row by row' && Fail "info of a tied model"
+
 [ "$("$bamba" --version | wc -l)" = 1 ] || Fail "--version"
 "$bamba" --help | grep -q 'bamba run -p' || Fail "--help teaches nothing"
 exit $((failures > 0))
