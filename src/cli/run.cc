@@ -67,7 +67,7 @@ std::vector<int32_t> ParseIds(std::string_view text) {
     int32_t id = 0;
     const auto [end, fault] = std::from_chars(word.data(), word.data() + word.size(), id);
     if (fault != std::errc() || end != word.data() + word.size())
-      throw UsageError("the prompt is no list of token ids: found '{}', expected a number (--ids)", word);
+      throw UsageError("--ids: the prompt is no list of token ids: found '{}', expected a whole number such as 17", word);
     ids.push_back(id);
     text.remove_prefix(word.size());
   }

@@ -111,8 +111,8 @@ void Engine::CheckPrompt(std::span<const int32_t> prompt, int64_t position) cons
   if (prompt.empty()) throw Error("{}: the prompt has no tokens; give at least one", options_.name);
   for (int32_t id : prompt)
     if (id < 0 || id >= model_.config.vocab)
-      throw Error("{}: the prompt has token id {}, the model knows ids from 0 to {}; is the tokenizer another model's?", options_.name, id,
-                  model_.config.vocab - 1);
+      throw Error("{}: the prompt has token id {}, the model knows ids from 0 to {}{}", options_.name, id, model_.config.vocab - 1,
+                  tokenizer_ ? "; is the tokenizer another model's?" : "");
   if (HasAttention(model_.config) && tokens > options_.context)
     throw Error("{}: the prompt {} {} tokens, the context has room for {}; raise --context", options_.name, position > 0 ? "would make the text" : "has",
                 Thousands(tokens), Thousands(options_.context));

@@ -44,12 +44,13 @@ Refused 2 "abc" run -p x -n abc
 Refused 2 "top_p is 7" run -p x --top-p 7
 Refused 2 "temperature is nan" run -p x --temp nan
 Refused 2 "--seed" run -p x --seed -1
-Refused 2 "found 'x'" run "$tiny" --ids -p "1 x"
+Refused 2 "--ids: the prompt is no list of token ids: found '12x'" run "$tiny" --ids -p "1 12x"
 Refused 1 "/nonexistent" run /nonexistent -p x
 Refused 1 "/nonexistent: cannot be opened" run "$mini" -f /nonexistent
 Refused 1 "directory" run "$mini" -f /
 Refused 1 "--ids" run "$tiny" -p x
-Refused 1 "token id 512" run "$tiny" --ids -p "1 512"
+Refused 1 "token id 512, the model knows ids from 0 to 511" run "$tiny" --ids -p "1 512"
+grep -q tokenizer "$dir/err" && Fail "--ids: a wrong id is blamed on the tokenizer"
 Refused 1 "no tokens" run "$tiny" --ids -p ""
 Refused 1 "raise --context" run "$tiny" --ids -p "1 2 3 4" --context 3
 Refused 1 "of memory" run "$mini" -p x -n 1000000000
