@@ -68,6 +68,10 @@ Written "$(cut -d' ' -f1-5 <<<"$greedy")" run "$tiny" --ids -p "1 5 9" -n 6 --gr
 
 seeded=$("$bamba" run "$mini" -p "The sea" -n 12 --seed 4 2>/dev/null)
 Written "$seeded" run "$mini" -p "The sea" -n 12 --seed 4 -t 1
+# A model may be named by its weights, from any directory: the tokenizer lies beside them.
+"$bamba" convert "$mini" "$dir/single" >"$dir/out" 2>"$dir/err" || Fail "convert"
+Written "$seeded" run "$dir/single/model.safetensors" -p "The sea" -n 12 --seed 4
+(cd "$dir/single" && "$bamba" run model.safetensors -p "The sea" -n 12 --seed 4 2>"$dir/err") | cmp -s - <(printf '%s\n' "$seeded") || Fail "a weights file in the current directory"
 printf 'The sea\n' >"$dir/prompt"
 Written "$seeded" run "$mini" -f "$dir/prompt" -n 12 --seed 4
 Written "$seeded" run "$mini" -n 12 --seed 4 <"$dir/prompt"
