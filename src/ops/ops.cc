@@ -50,6 +50,13 @@ void CheckBatch(const Batch& batch) {
   CHECK_EQ(row, batch.rows());
 }
 
+// A sequence with a slot needs a state to have it in.
+void CheckSlots(const Batch& batch, bool state) {
+  CheckBatch(batch);
+  for (const Sequence& s : batch.sequences)
+    CHECK_MSG(s.slot < 0 || s.rows == 0 || state, "a sequence goes on from position {} in slot {}, but there is no state", s.position, s.slot);
+}
+
 void CheckStateless(const Batch& batch) {
   CheckBatch(batch);
   for (const Sequence& s : batch.sequences) CHECK_MSG(s.position == 0, "backward through a sequence that continues at {}", s.position);
@@ -145,7 +152,7 @@ void AddRmsNormBackward(Context& ctx, const Tensor& out, double scale, const Ten
 }
 
 void CausalConvSilu(Context& ctx, const Tensor& x, const Tensor& w, const Tensor& bias, const Batch& batch, const MambaState& state, const Tensor& y) {
-  CheckBatch(batch);
+  CheckSlots(batch, state.conv || w.shape(2) == 1);
   CheckRows(ctx, x, batch.rows(), w.shape(0));
   CheckRows(ctx, y, batch.rows(), w.shape(0));
   CheckWeight(ctx, w, {x.cols(), 1, w.shape(2)});
@@ -166,7 +173,7 @@ void CausalConvSiluBackward(Context& ctx, const Tensor& x, const Tensor& w, cons
 
 void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d, const SsdShape& shape,
              const Batch& batch, const MambaState& state, const Tensor& y) {
-  CheckBatch(batch);
+  CheckSlots(batch, static_cast<bool>(state.ssm));
   CheckRows(ctx, xbc, batch.rows(), shape.conv_dim());
   CheckRows(ctx, dt, batch.rows(), shape.heads);
   CheckRows(ctx, y, batch.rows(), shape.inner());

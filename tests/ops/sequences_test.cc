@@ -449,5 +449,20 @@ TEST_F(SequenceOpsTest, ScanErrsNoMoreThanTwiceThePlainRecurrence) {
   });
 }
 
+TEST_F(SequenceOpsTest, ASlotWithoutAStateIsAFault) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // there are threads
+  ConvOp conv(draws, Dtype::kF32, 4, 3, false, 2);
+  SsdOp scan(draws, Dtype::kF32, {2, 3, 5, 1, 0, 1});
+  for (SequenceOp* op : {static_cast<SequenceOp*>(&conv), static_cast<SequenceOp*>(&scan)}) {
+    const Numbers x(Dtype::kF32, {1, op->in}, draws.Normal()), y(Dtype::kF32, {1, op->out});
+    Batch batch = StatelessBatch({0});
+    batch.sequences[0].slot = 0;
+    for (const int64_t position : {0, 5}) {
+      batch.sequences[0].position = position;
+      EXPECT_DEATH(op->Run(cpu.ctx, x, batch, y), "in slot 0, but there is no state");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace bamba
