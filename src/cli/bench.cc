@@ -19,6 +19,7 @@
 #include "eval/speed.h"
 #include "io/checkpoint.h"
 #include "io/config_file.h"
+#include "io/json.h"
 #include "io/named_config.h"
 #include "model/params.h"
 #include "model/random_weights.h"
@@ -117,7 +118,7 @@ std::string Json(const Subject& subject, const SpeedTest& test, const SpeedResul
                                    {"best_tokens_per_second", figures.best_tokens_per_second},
                                    {"read_bytes_per_second", result.rates.bytes},
                                    {"operations_per_second", result.rates.operations}};
-  return boost::json::serialize(row) + "\n";
+  return JsonLine(row) + "\n";
 }
 
 constexpr const char* kHeader = "{:<8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>10} {:>9} {:>9} {:>9}  {}\n";

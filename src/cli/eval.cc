@@ -18,6 +18,7 @@
 #include "eval/perplexity.h"
 #include "eval/reference.h"
 #include "io/checkpoint.h"
+#include "io/json.h"
 #include "io/safetensors.h"
 #include "text/tokenizer.h"
 
@@ -40,7 +41,7 @@ void PrintPerplexity(const PerplexityFlags& flags, const PerplexityResult& r, do
   if (flags.json) {
     const boost::json::object out = {{"nll_per_token", r.nll_per_token}, {"perplexity", r.perplexity}, {"perplexity_se", r.perplexity_se},
                                      {"bits_per_byte", r.bits_per_byte}, {"tokens", r.tokens},         {"windows", r.windows}};
-    WriteAll(kStandardOutput, boost::json::serialize(out) + "\n");
+    WriteAll(kStandardOutput, JsonLine(out) + "\n");
     return;
   }
   WriteAll(kStandardOutput,

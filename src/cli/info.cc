@@ -12,6 +12,7 @@
 #include "cli/verbs.h"
 #include "engine/plan.h"
 #include "io/checkpoint.h"
+#include "io/json.h"
 #include "model/params.h"
 
 namespace bamba::cli {
@@ -176,7 +177,7 @@ void RunInfo(Flags flags) {
     plan = PlanMemory(*model, size, StepWorkspace(*model, std::max<int64_t>(PrefillRows(model->config), flags.batch), flags.batch));
   }
   if (flags.json) {
-    WriteAll(kStandardOutput, boost::json::serialize(Json(flags, report, inventory.get(), faults == 0 ? &plan : nullptr)) + "\n");
+    WriteAll(kStandardOutput, JsonLine(Json(flags, report, inventory.get(), faults == 0 ? &plan : nullptr)) + "\n");
   } else {
     const Checkpoint& checkpoint = report.checkpoint;
     WriteAll(kStandardOutput, fmt::format("{} · {} parameters · {} form, {} file{} of weights\n", flags.model,

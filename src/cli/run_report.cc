@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 
 #include "base/units.h"
+#include "io/json.h"
 #include "model/params.h"
 #include "text/unicode.h"
 
@@ -79,7 +80,7 @@ std::string Json(const RunReport& report, const WrittenText& written) {
   o["prompt_tokens_per_second"] = Rate(prompt_tokens, g.prompt_seconds);
   o["seconds"] = g.step_seconds;
   o["tokens_per_second"] = Rate(g.steps, g.step_seconds);
-  return json::serialize(o) + "\n";
+  return JsonLine(o) + "\n";
 }
 
 std::string LogprobTable(const RunReport& report, const WrittenText& written) {

@@ -64,7 +64,10 @@ std::string_view FloatWord(const json::value& value) {
   return {word->data(), word->size()};
 }
 
+// The shortest digits that read back as x. JSON has no infinity and no NaN: a number too large for a double, and null.
 std::string NumberText(double x) {
+  if (std::isnan(x)) return "null";
+  if (std::isinf(x)) return x < 0 ? "-1e99999" : "1e99999";
   std::string text = fmt::format("{}", x);
   return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
@@ -97,6 +100,31 @@ void Print(const json::value& value, const std::string& indent, std::string& out
   }
 }
 
+void PrintLine(const json::value& value, std::string& out) {
+  const char* separator = "";
+  if (value.is_double()) {
+    out += NumberText(value.get_double());
+  } else if (const auto* object = value.if_object()) {
+    out += '{';
+    for (const auto& member : *object) {
+      out.append(separator).append(json::serialize(member.key())).append(":");
+      PrintLine(member.value(), out);
+      separator = ",";
+    }
+    out += '}';
+  } else if (const auto* array = value.if_array()) {
+    out += '[';
+    for (const json::value& item : *array) {
+      out += separator;
+      PrintLine(item, out);
+      separator = ",";
+    }
+    out += ']';
+  } else {
+    out += json::serialize(value);
+  }
+}
+
 }  // namespace
 
 json::value ParseJson(std::string_view text, const std::string& where) {
@@ -114,6 +142,12 @@ std::string PrettyJson(const json::value& value) {
   std::string out;
   Print(value, "", out);
   return out + "\n";
+}
+
+std::string JsonLine(const json::value& value) {
+  std::string out;
+  PrintLine(value, out);
+  return out;
 }
 
 std::optional<int64_t> AsInt(const json::value& value) {
@@ -140,7 +174,7 @@ const json::value* JsonKeys::Find(std::string_view key) const {
 
 void JsonKeys::Fail(std::string_view key, std::string_view expected) const {
   const json::value* value = object_.if_contains(key);
-  std::string found = value ? json::serialize(*value) : "absent";
+  std::string found = value ? JsonLine(*value) : "absent";
   if (found.size() > 60) {
     size_t end = 57;
     while (end > 0 && (found[end] & 0xc0) == 0x80) end--;  // not inside a character

@@ -17,6 +17,9 @@ json::value ParseJson(std::string_view text, const std::string& where);
 // Indented by two; {"__float__": …} becomes the bare word, which transformers 4 and 5 both read.
 std::string PrettyJson(const json::value& value);
 
+// On one line, without a line feed at the end; numbers as people write them: 3.9, where Boost has 3.9E0.
+std::string JsonLine(const json::value& value);
+
 // The keys of one JSON object. Each getter returns nothing for a key that is absent or null, and throws Error naming file and key for a value of another kind.
 class JsonKeys {
  public:
