@@ -163,17 +163,21 @@ void AddVerify(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = app.add_subcommand("verify", "Prove on this machine that a model computes what it should");
   AddModel(*verb, flags->model);
-  verb->add_option("--against", flags->reference,
-                   "safetensors with what another implementation computed: input_ids [B, T] and any of logits, hidden.i, labels and grad.NAME, "
-                   "generate.greedy; the loss is read "
-                   "from goldens.json beside it")
-      ->type_name("FILE");
-  verb->add_option("--atol", flags->atol, "Largest absolute error allowed of a logit or hidden state")->check(Between(0.0, 1e30))->capture_default_str();
+  CLI::Option* against =
+      verb->add_option("--against", flags->reference,
+                       "safetensors with what another implementation computed: input_ids [B, T] and any of logits, hidden.i, labels and grad.NAME, "
+                       "generate.greedy; the loss is read from goldens.json beside it")
+          ->type_name("FILE");
+  verb->add_option("--atol", flags->atol, "Largest absolute error allowed of a logit or hidden state")
+      ->check(Between(0.0, 1e30))
+      ->needs(against)
+      ->capture_default_str();
   verb->add_option("--grad-rtol", flags->grad_rtol, "Largest error allowed of a gradient, ‖g − g_ref‖ / ‖g_ref‖ of each tensor")
       ->check(Between(0.0, 1e30))
+      ->needs(against)
       ->capture_default_str();
-  verb->add_flag("--fast", flags->fast,
-                 "With --against and bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
+  verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do")
+      ->needs(against);
   CLI::Option* trials =
       verb->add_option(
               "--trials", flags->trials,

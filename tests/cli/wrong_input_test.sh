@@ -32,6 +32,8 @@ Refused 2 "--context: found '99999999999999999999'" info --context 9999999999999
 Refused 2 "--threads: found '-1'" verify -t -1
 Refused 2 "--atol: found 'nan', expected a number from 0" verify --atol nan
 Refused 2 "--seed requires --trials" verify "$tiny" --seed 3
+Refused 2 "--atol requires --against" verify "$tiny" --atol 1e-3
+Refused 2 "--fast requires --against" verify "$tiny" --fast
 Refused 2 "--threads: a value is missing" verify --threads
 Refused 2 "--threads: given 2 times, expected once" verify -t 1 -t 2
 Refused 2 "'-t' stands in front of its command; expected bamba verify -t" -t 1 verify
