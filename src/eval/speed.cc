@@ -147,8 +147,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
   struct Part {
     double bytes = 0, matrix_numbers = 0;
   } every, scored_only;
-  int last_mixer = static_cast<int>(weights.blocks.size()) - 1;
-  while (last_mixer > 0 && weights.blocks[static_cast<size_t>(last_mixer)].kind == BlockKind::kSwiGlu) last_mixer--;
+  const int last_mixer = static_cast<int>(LastMixer(weights));
   for (const Param& p : Parameters(c, weights)) {
     Part& part = p.block > last_mixer ? scored_only : every;
     if (p.role != Role::kEmbedding) part.bytes += static_cast<double>(p.tensor->bytes());

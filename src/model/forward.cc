@@ -41,13 +41,6 @@ void Mlp(Context& ctx, const Config& c, const SwiGlu& w, const Tensor& u, const 
   if (saved) saved->gate = gate, saved->up = up, saved->act = act;
 }
 
-// The block after which a row matters to no other one.
-size_t LastMixer(const Weights& w) {
-  size_t last = w.blocks.size() - 1;
-  while (last > 0 && w.blocks[last].kind == BlockKind::kSwiGlu) last--;
-  return last;
-}
-
 // The first rows of x become the wanted ones.
 void Narrow(const std::vector<int64_t>& wanted, Tensor& x) {
   for (size_t i = 0; i < wanted.size(); i++) {
@@ -58,6 +51,12 @@ void Narrow(const std::vector<int64_t>& wanted, Tensor& x) {
 }
 
 }  // namespace
+
+size_t LastMixer(const Weights& w) {
+  size_t last = w.blocks.size() - 1;
+  while (last > 0 && w.blocks[last].kind == BlockKind::kSwiGlu) last--;
+  return last;
+}
 
 void Forward(Context& ctx, const Config& c, const Weights& w, const Batch& batch, States& states, const Tensor& hidden, Saved* saved) {
   Frame frame(ctx, saved != nullptr);

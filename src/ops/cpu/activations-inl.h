@@ -57,15 +57,9 @@ HWY_INLINE float MaxOf(const float* x, int64_t n) {
   return hn::GetLane(hn::MaxOfLanes(F32(), top));
 }
 
-// Adds the lanes of each of four vectors: lane l of a block of 128 bits with lane l + 2, those two, then the blocks likewise. A sum depends on its own vector
-// alone.
+// Adds the lanes of each of four vectors.
 HWY_INLINE hn::Vec<hn::Full128<float>> SumsOfLanes(Vec a, Vec b, Vec c, Vec d) {
-  const F32 f;
-  const hn::Repartition<double, F32> pairs;
-  const Vec ab = hn::Add(hn::InterleaveLower(f, a, b), hn::InterleaveUpper(f, a, b));
-  const Vec cd = hn::Add(hn::InterleaveLower(f, c, d), hn::InterleaveUpper(f, c, d));
-  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
-  const Vec sums = hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
+  const Vec sums = SumsOfBlocks(a, b, c, d);
   const hn::Half<F32> half;
   const auto halved = hn::Add(hn::LowerHalf(half, sums), hn::UpperHalf(half, sums));
 #if HWY_TARGET == HWY_AVX2

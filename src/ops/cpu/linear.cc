@@ -53,12 +53,7 @@ HWY_INLINE Vec RepeatEight(const float* x) {
 // Adds the sums of kFewVecs vectors: the outputs of all.
 using FewOutputs = hn::CappedTag<float, kFewOutputs>;
 HWY_INLINE hn::Vec<FewOutputs> AddSums(Vec a, Vec b, Vec c, Vec d) {
-  const Floats f;
-  const hn::Repartition<double, Floats> pairs;
-  const Vec ab = hn::Add(hn::InterleaveLower(f, a, b), hn::InterleaveUpper(f, a, b));
-  const Vec cd = hn::Add(hn::InterleaveLower(f, c, d), hn::InterleaveUpper(f, c, d));
-  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
-  const Vec fours = hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
+  const Vec fours = SumsOfBlocks(a, b, c, d);
 #if HWY_TARGET == HWY_AVX2
   return hn::Add(hn::LowerHalf(fours), hn::UpperHalf(FewOutputs(), fours));
 #else

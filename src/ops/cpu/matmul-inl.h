@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "ops/cpu/rows.h"
 #include "ops/cpu/weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,7 +25,15 @@ HWY_INLINE void WithRows(int64_t rows, const Function& function) {
   function(std::integral_constant<int, kRows>());
 }
 
-HWY_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// In each block of 128 bits the sums of that block of a, b, c and d: lane l with lane l + 2, then those two. A sum depends on its own vector alone.
+HWY_INLINE Vec SumsOfBlocks(Vec a, Vec b, Vec c, Vec d) {
+  const Floats f;
+  const hn::Repartition<double, Floats> pairs;
+  const Vec ab = hn::Add(hn::InterleaveLower(f, a, b), hn::InterleaveUpper(f, a, b));
+  const Vec cd = hn::Add(hn::InterleaveLower(f, c, d), hn::InterleaveUpper(f, c, d));
+  const auto ab2 = hn::BitCast(pairs, ab), cd2 = hn::BitCast(pairs, cd);
+  return hn::Add(hn::BitCast(f, hn::InterleaveLower(pairs, ab2, cd2)), hn::BitCast(f, hn::InterleaveUpper(pairs, ab2, cd2)));
+}
 
 // The size of the pieces, at most `most`, that share `rows` evenly among as few of them as possible.
 HWY_INLINE int64_t EvenPiece(int64_t rows, int64_t most) { return CeilDiv(rows, std::max<int64_t>(1, CeilDiv(rows, most))); }

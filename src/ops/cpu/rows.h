@@ -7,6 +7,8 @@
 
 namespace bamba::cpu {
 
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // How many items of a parallel loop make a piece that is worth another thread's waking, where an item takes about `operations` multiply-adds (an exp counts for
 // some 10). A loop of one piece stays on the caller.
 inline int64_t Grain(int64_t operations) {

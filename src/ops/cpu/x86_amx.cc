@@ -23,8 +23,6 @@ constexpr int64_t kTileFloats = kTile * kTile;
 // sums in the second.
 constexpr int64_t kPartSteps = 16, kPieceRows = 256, kPieceOutputs = 128;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The loads of tiles do not tell the compiler which memory they read; what it holds of that in registers, or believes unused, is written here.
 inline void FlushToMemory() { asm volatile("" ::: "memory"); }
 

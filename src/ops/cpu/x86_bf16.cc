@@ -236,8 +236,6 @@ struct Product {
       }
     }
   }
-
-  static int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 };
 
 }  // namespace
@@ -247,22 +245,22 @@ void LinearAvx512Bf16(Context& ctx, const Tensor& x, const LinearWeight& w, cons
   if (rows == 0) return;
   Frame frame(ctx);
   Bf16* rounded = RoundedRows(ctx, rows, k).as<Bf16>();
-  const int64_t tile_rows = Product::CeilDiv(rows, Product::CeilDiv(rows, kTileRows)), tiles = Product::CeilDiv(rows, tile_rows);
+  const int64_t tile_rows = CeilDiv(rows, CeilDiv(rows, kTileRows)), tiles = CeilDiv(rows, tile_rows);
   const Product product{rounded, tile_rows, w, y};
   ctx.threads->For(tiles, Grain(tile_rows * k), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) RoundTile(x, i * tile_rows, std::min(tile_rows, rows - i * tile_rows), rounded + i * tile_rows * Vectors(k) * kPairs);
   });
   if (rows < kManyRows || k == 0) {
     // Small pieces, so that a thread which loses its core for a while is not waited for, but of some work each.
-    const int64_t share = Product::CeilDiv(outputs, 4 * ctx.threads->threads() * kBlock), worth = Grain(kBlock * k * rows);
+    const int64_t share = CeilDiv(outputs, 4 * ctx.threads->threads() * kBlock), worth = Grain(kBlock * k * rows);
     const int64_t step = std::min<int64_t>(kStreamOutputs, std::max<int64_t>(1, std::min(share, kStreamOutputs / kBlock)) * kBlock);
-    return ctx.threads->For(Product::CeilDiv(outputs, step), std::max<int64_t>(1, std::min(worth * kBlock / step, share * kBlock / step)),
+    return ctx.threads->For(CeilDiv(outputs, step), std::max<int64_t>(1, std::min(worth * kBlock / step, share * kBlock / step)),
                             [&](int64_t begin, int64_t end, int) {
                               for (int64_t i = begin; i < end; i++) product.Stream(i * step, std::min((i + 1) * step, outputs));
                             });
   }
-  const int64_t row_step = kPanelRows / tile_rows * tile_rows, row_parts = Product::CeilDiv(rows, row_step);
-  ctx.threads->For(row_parts * Product::CeilDiv(outputs, kPanelOutputs), 1, [&](int64_t begin, int64_t end, int) {
+  const int64_t row_step = kPanelRows / tile_rows * tile_rows, row_parts = CeilDiv(rows, row_step);
+  ctx.threads->For(row_parts * CeilDiv(outputs, kPanelOutputs), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t n = i / row_parts * kPanelOutputs, row = i % row_parts * row_step;
       product.Panels(row, std::min(row_step, rows - row), n, std::min(kPanelOutputs, outputs - n));
