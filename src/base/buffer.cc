@@ -9,8 +9,12 @@
 
 namespace bamba {
 
-Buffer::Buffer(size_t bytes) : size_(bytes) {
+Buffer::Buffer(size_t bytes, DeviceMemory* device) : size_(bytes), device_(device) {
   if (bytes == 0) return;
+  if (device) {
+    data_ = static_cast<char*>(device->Allocate(bytes));
+    return;
+  }
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw Error("the system refuses {} of memory; use a smaller context, batch or model", HumanBytes(bytes));
   data_ = static_cast<char*>(p);
@@ -20,7 +24,11 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
 }
 
 Buffer::~Buffer() {
-  if (data_) munmap(data_, size_);
+  if (!data_) return;
+  if (device_)
+    device_->Free(data_);
+  else
+    munmap(data_, size_);
 }
 
 Workspace Workspace::Measuring() {

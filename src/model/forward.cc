@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "model/bamba.h"
 
 namespace bamba {
@@ -20,11 +18,9 @@ void MambaMixer(Context& ctx, const Config& c, const Mamba2& w, const Batch& bat
 
 void AttentionMixer(Context& ctx, const Config& c, const Attention& w, const Batch& batch, const KvPages& kv, const Tensor& u, const Tensor& y,
                     SavedBlock* saved) {
-  Tensor q = ctx.Temp({batch.rows(), c.heads * c.head_dim}), mix = ctx.Temp({batch.rows(), c.heads * c.head_dim});
-  Tensor k = ctx.Temp({batch.rows(), c.kv_heads * c.head_dim}), v = ctx.Temp({batch.rows(), c.kv_heads * c.head_dim});
-  ops::Linear(ctx, u, w.q, q);
-  ops::Linear(ctx, u, w.k, k);
-  ops::Linear(ctx, u, w.v, v);
+  Tensor qkv = ctx.Temp({batch.rows(), c.qkv_rows()}), mix = ctx.Temp({batch.rows(), c.heads * c.head_dim});
+  Tensor q = qkv.Columns(c.q()), k = qkv.Columns(c.k()), v = qkv.Columns(c.v());
+  ops::Linears(ctx, u, {w.q, w.k, w.v}, qkv);
   ops::Rope(ctx, q, c.rope_q(), batch);
   ops::Rope(ctx, k, c.rope_k(), batch);
   ops::Attention(ctx, q, k, v, c.attention(), batch, kv, mix);
@@ -33,21 +29,12 @@ void AttentionMixer(Context& ctx, const Config& c, const Attention& w, const Bat
 }
 
 void Mlp(Context& ctx, const Config& c, const SwiGlu& w, const Tensor& u, const Tensor& y, SavedBlock* saved) {
-  Tensor gate = ctx.Temp({u.rows(), c.ffn}), up = ctx.Temp({u.rows(), c.ffn}), act = saved ? ctx.Temp({u.rows(), c.ffn}) : gate;
-  ops::Linear(ctx, u, w.gate, gate);
-  ops::Linear(ctx, u, w.up, up);
+  Tensor gate_up = ctx.Temp({u.rows(), 2 * c.ffn}), act = ctx.Temp({u.rows(), c.ffn});
+  Tensor gate = gate_up.Columns({0, c.ffn}), up = gate_up.Columns({c.ffn, c.ffn});
+  ops::Linears(ctx, u, {w.gate, w.up}, gate_up);
   ops::SwiGlu(ctx, gate, up, act);
   ops::Linear(ctx, act, w.down, y);
   if (saved) saved->gate = gate, saved->up = up, saved->act = act;
-}
-
-// The first rows of x become the wanted ones.
-void Narrow(const std::vector<int64_t>& wanted, Tensor& x) {
-  for (size_t i = 0; i < wanted.size(); i++) {
-    const Tensor to = x.At(static_cast<int64_t>(i)), from = x.At(wanted[i]);
-    if (to.data() != from.data()) std::memcpy(to.data(), from.data(), to.bytes());
-  }
-  x = x.Rows(0, static_cast<int64_t>(wanted.size()));
 }
 
 }  // namespace
@@ -63,7 +50,8 @@ void Forward(Context& ctx, const Config& c, const Weights& w, const Batch& batch
   const size_t blocks = w.blocks.size(), last_mixer = LastMixer(w);
   CHECK_MSG(!saved || !batch.wanted, "a backward pass needs all rows");
   if (saved) saved->blocks.assign(blocks, {});
-  Tensor x = ctx.Temp({batch.rows(), c.dim}), u = ctx.Temp({batch.rows(), c.dim}), y = ctx.Temp({batch.rows(), c.dim});
+  Tensor x = ctx.WideTemp({batch.rows(), c.dim}), u = ctx.Temp({batch.rows(), c.dim}), y = ctx.Temp({batch.rows(), c.dim});
+  ops::Begin(ctx, batch);
   ops::Embed(ctx, batch, w.embedding.weight, c.embedding_multiplier, x);
   ops::RmsNorm(ctx, x, w.blocks[0].norm, c.eps, u);
   for (size_t i = 0; i < blocks; i++) {
@@ -77,9 +65,13 @@ void Forward(Context& ctx, const Config& c, const Weights& w, const Batch& batch
       case BlockKind::kAttention: AttentionMixer(ctx, c, block.attention, batch, states.kv.empty() ? KvPages{} : states.kv[i], u, y, keep); break;
       case BlockKind::kSwiGlu: Mlp(ctx, c, block.mlp, u, y, keep); break;
     }
-    if (i == last_mixer && batch.wanted) Narrow(*batch.wanted, x), Narrow(*batch.wanted, y), u = u.Rows(0, x.rows());
+    if (i == last_mixer && batch.wanted) {
+      const auto wanted = std::ssize(*batch.wanted);
+      ops::KeepRows(ctx, *batch.wanted, x), ops::KeepRows(ctx, *batch.wanted, y);
+      x = x.Rows(0, wanted), y = y.Rows(0, wanted), u = u.Rows(0, wanted);
+    }
     const bool last = i + 1 == blocks;
-    Tensor sum = saved ? ctx.Temp({batch.rows(), c.dim}) : x, next = last ? hidden : saved ? ctx.Temp({batch.rows(), c.dim}) : u;
+    Tensor sum = saved ? ctx.WideTemp({batch.rows(), c.dim}) : x, next = last ? hidden : saved ? ctx.Temp({batch.rows(), c.dim}) : u;
     ops::AddRmsNorm(ctx, x, y, c.residual_multiplier, last ? w.final_norm : w.blocks[i + 1].norm, c.eps, sum, next);
     x = sum, u = next;
   }

@@ -19,7 +19,7 @@ void NegativeLogLikelihood(Context& ctx, const Config& c, const Weights& w, cons
   for (int64_t row = 0; row < hidden.rows(); row += kLossRows) {
     Frame frame(ctx);
     const int64_t rows = std::min(kLossRows, hidden.rows() - row);
-    Tensor logits = ctx.Temp({rows, c.vocab});
+    Tensor logits = ctx.WideTemp({rows, c.vocab});
     Logits(ctx, c, w, hidden.Rows(row, rows), logits);
     ops::CrossEntropy(ctx, logits, labels.subspan(static_cast<size_t>(row), static_cast<size_t>(rows)), nll.Rows(row, rows));
   }
@@ -31,7 +31,7 @@ void LossBackward(Context& ctx, const Config& c, const Weights& w, const Tensor&
     Frame frame(ctx);
     const int64_t rows = std::min(kLossRows, hidden.rows() - row);
     const auto part = labels.subspan(static_cast<size_t>(row), static_cast<size_t>(rows));
-    Tensor logits = ctx.Temp({rows, c.vocab});
+    Tensor logits = ctx.WideTemp({rows, c.vocab});
     Logits(ctx, c, w, hidden.Rows(row, rows), logits);
     ops::CrossEntropy(ctx, logits, part, nll.Rows(row, rows));
     ops::CrossEntropyBackward(ctx, logits, part, scale * c.logits_multiplier, logits);

@@ -35,7 +35,7 @@ struct Batch {
 // One sequence from the empty state, nothing kept.
 Batch StatelessBatch(std::vector<int32_t> tokens);
 
-// State of one Mamba-2 mixer for every slot, in the device's activation dtype (f32). Absent tensors: no state is kept.
+// State of one Mamba-2 mixer for every slot: inputs in the activation dtype, boundary states in the wide one. Absent tensors: no state is kept.
 //
 // A slot holds the state at the last chunk boundary b and the inputs since, never the state in between. Each ring keeps token t at entry t mod its length,
 // so a longer ring and a second boundary make older positions reachable: rolling back is choosing a smaller position, see docs/architecture.md.
@@ -46,7 +46,7 @@ struct MambaState {
   Tensor ssm;   // [slots, boundaries, heads, head_dim, state]         S_b at entry (b / kSsdChunk) mod boundaries; S_0 = 0 is not stored
 };
 
-// Keys (rotated) and values of one attention mixer: pages of kKvBlock tokens. Absent: attention sees the batch's own rows only.
+// Keys (rotated) and values of one attention mixer, in the activation dtype: pages of kKvBlock tokens. Absent: attention sees the batch's own rows only.
 struct KvPages {
   Tensor k, v;  // [pages, kKvBlock, kv_heads, head_dim]
 };

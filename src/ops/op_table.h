@@ -2,40 +2,47 @@
 
 #include "ops/ops.h"
 
-// Every op once: tables of devices, their declarations and the measuring device are made from this list.
-#define BAMBA_OPS(X)        \
-  X(Embed)                  \
-  X(EmbedBackward)          \
-  X(Linear)                 \
-  X(LinearBackward)         \
-  X(RmsNorm)                \
-  X(RmsNormBackward)        \
-  X(AddRmsNorm)             \
-  X(AddRmsNormBackward)     \
-  X(CausalConvSilu)         \
-  X(CausalConvSiluBackward) \
-  X(SsdScan)                \
-  X(SsdScanBackward)        \
-  X(GatedRmsNorm)           \
-  X(GatedRmsNormBackward)   \
-  X(Rope)                   \
-  X(RopeBackward)           \
-  X(Attention)              \
-  X(AttentionBackward)      \
-  X(SwiGlu)                 \
-  X(SwiGluBackward)         \
-  X(CrossEntropy)           \
-  X(CrossEntropyBackward)   \
-  X(Scale)                  \
+// Every op once: tables of devices, their declarations and the measuring device are made from these lists.
+#define BAMBA_FORWARD_OPS(X) \
+  X(Embed)                   \
+  X(Linear)                  \
+  X(Linears)                 \
+  X(RmsNorm)                 \
+  X(AddRmsNorm)              \
+  X(CausalConvSilu)          \
+  X(SsdScan)                 \
+  X(GatedRmsNorm)            \
+  X(Rope)                    \
+  X(Attention)               \
+  X(SwiGlu)                  \
+  X(KeepRows)                \
+  X(CrossEntropy)            \
+  X(Scale)                   \
   X(Zero)
+#define BAMBA_BACKWARD_OPS(X) \
+  X(EmbedBackward)            \
+  X(LinearBackward)           \
+  X(RmsNormBackward)          \
+  X(AddRmsNormBackward)       \
+  X(CausalConvSiluBackward)   \
+  X(SsdScanBackward)          \
+  X(GatedRmsNormBackward)     \
+  X(RopeBackward)             \
+  X(AttentionBackward)        \
+  X(SwiGluBackward)           \
+  X(CrossEntropyBackward)
+#define BAMBA_OPS(X) BAMBA_FORWARD_OPS(X) BAMBA_BACKWARD_OPS(X)
 
 namespace bamba {
 
-// A device is the table of its ops; a missing one is a link error, never a slow path.
+// A device is the table of its ops; a missing one is a link error, never a slow path. A device that doesn't train has no backward ops.
 struct OpTable {
   const char* name;
 #define BAMBA_OP_MEMBER(op) decltype(&ops::op) op;
-  BAMBA_OPS(BAMBA_OP_MEMBER)
+  BAMBA_FORWARD_OPS(BAMBA_OP_MEMBER)
+#undef BAMBA_OP_MEMBER
+#define BAMBA_OP_MEMBER(op) decltype(&ops::op) op = nullptr;
+  BAMBA_BACKWARD_OPS(BAMBA_OP_MEMBER)
 #undef BAMBA_OP_MEMBER
 };
 
@@ -47,6 +54,11 @@ namespace cpu {
 BAMBA_OPS(BAMBA_DECLARE_OP)
 extern const OpTable kTable;
 }  // namespace cpu
+
+namespace cuda {  // in libbamba_cuda.so, see OpenCuda
+BAMBA_FORWARD_OPS(BAMBA_DECLARE_OP)
+extern const OpTable kTable;
+}  // namespace cuda
 
 namespace ref {  // double and complex arithmetic; linked into tests only
 BAMBA_OPS(BAMBA_DECLARE_OP)

@@ -29,6 +29,17 @@ void CheckRows(const Context& ctx, const Tensor& t, int64_t rows, int64_t column
             Name(t.dtype()), t.ShapeString(), rows, columns, Name(ctx.dtype));
 }
 
+// The same of the residual stream or logits.
+void CheckWide(const Context& ctx, const Tensor& t, int64_t rows, int64_t columns) {
+  CHECK_MSG(t && t.dims() == 2 && t.rows() == rows && (columns < 0 || t.cols() == columns) && t.dtype() == ctx.wide(), "{} {} where [{}, {}] {} is due",
+            Name(t.dtype()), t.ShapeString(), rows, columns, Name(ctx.wide()));
+}
+
+// Of either.
+void CheckEither(const Context& ctx, const Tensor& t, int64_t rows, int64_t columns) {
+  t.dtype() == ctx.wide() ? CheckWide(ctx, t, rows, columns) : CheckRows(ctx, t, rows, columns);
+}
+
 void CheckWeight(const Context& ctx, const Tensor& t, std::initializer_list<int64_t> shape) {
   Tensor due(t.data(), t.dtype(), shape);
   CHECK_MSG(t && t.contiguous() && (IsWeight(t.dtype()) || t.dtype() == ctx.dtype) && t.SameShape(due), "weight {} {} where {} is due", Name(t.dtype()),
@@ -76,6 +87,9 @@ const OpTable kMeasuringTable = [] {
     Frame frame(ctx);
     if (w.weight.dtype() == Dtype::kBf16) RoundedRows(ctx, x.rows(), x.cols());
   };
+  table.Linears = [](Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor&) {
+    for (const LinearWeight& one : w) kMeasuringTable.Linear(ctx, x, one, {});
+  };
   table.SsdScan = [](Context& ctx, const Tensor& xbc, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const SsdShape& shape, const Batch&,
                      const MambaState&, const Tensor&) {
     Frame frame(ctx);
@@ -87,8 +101,12 @@ const OpTable kMeasuringTable = [] {
 
 namespace ops {
 
+void Begin(Context& ctx, const Batch& batch) {
+  if (ctx.accelerator) ctx.accelerator->Begin(batch);
+}
+
 void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, const Tensor& x) {
-  CheckRows(ctx, x, batch.rows(), -1);
+  CheckWide(ctx, x, batch.rows(), -1);
   CheckWeight(ctx, table, {table.rows(), x.cols()});
   for (int32_t id : batch.tokens) CHECK_MSG(id >= 0 && id < table.rows(), "token {} of a vocabulary of {}", id, table.rows());
   ctx.device->Embed(ctx, batch, table, scale, x);
@@ -105,11 +123,29 @@ void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double sc
 
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
   CheckRows(ctx, x, y.rows(), w.weight.cols());
-  CheckRows(ctx, y, x.rows(), w.weight.rows());
+  CheckEither(ctx, y, x.rows(), w.weight.rows());
   CheckWeight(ctx, w.weight, {y.cols(), x.cols()});
   if (w.bias) CheckWeight(ctx, w.bias, {y.cols()});
   ctx.device->Linear(ctx, x, w, y);
   Observe(ctx, "Linear", y);
+}
+
+void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y) {
+  int64_t out = 0;
+  for (const LinearWeight& one : w) {
+    CheckWeight(ctx, one.weight, {one.weight.rows(), x.cols()});
+    if (one.bias) CheckWeight(ctx, one.bias, {one.weight.rows()});
+    out += one.weight.rows();
+  }
+  CheckRows(ctx, x, y.rows(), x.cols());
+  CheckEither(ctx, y, x.rows(), out);
+  ctx.device->Linears(ctx, x, w, y);
+  if (!ctx.observer) return;
+  out = 0;
+  for (const LinearWeight& one : w) {
+    Observe(ctx, "Linear", y.Columns({out, one.weight.rows()}));
+    out += one.weight.rows();
+  }
 }
 
 void LinearBackward(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& dy, Into into, const Tensor& dx, const LinearWeight& dw) {
@@ -122,7 +158,7 @@ void LinearBackward(Context& ctx, const Tensor& x, const LinearWeight& w, const 
 }
 
 void RmsNorm(Context& ctx, const Tensor& x, const Tensor& w, double eps, const Tensor& y) {
-  CheckRows(ctx, x, y.rows(), y.cols());
+  CheckWide(ctx, x, y.rows(), y.cols());
   CheckRows(ctx, y, x.rows(), x.cols());
   CheckWeight(ctx, w, {x.cols()});
   ctx.device->RmsNorm(ctx, x, w, eps, y);
@@ -137,7 +173,8 @@ void RmsNormBackward(Context& ctx, const Tensor& x, const Tensor& w, double eps,
 }
 
 void AddRmsNorm(Context& ctx, const Tensor& x, const Tensor& y, double scale, const Tensor& w, double eps, const Tensor& out, const Tensor& u) {
-  for (const Tensor* t : {&x, &y, &out, &u}) CheckRows(ctx, *t, x.rows(), x.cols());
+  for (const Tensor* t : {&x, &out}) CheckWide(ctx, *t, x.rows(), x.cols());
+  for (const Tensor* t : {&y, &u}) CheckRows(ctx, *t, x.rows(), x.cols());
   CheckWeight(ctx, w, {x.cols()});
   ctx.device->AddRmsNorm(ctx, x, y, scale, w, eps, out, u);
   Observe(ctx, "AddRmsNorm", u);
@@ -261,8 +298,18 @@ void SwiGluBackward(Context& ctx, const Tensor& gate, const Tensor& up, const Te
   ctx.device->SwiGluBackward(ctx, gate, up, dy, dgate, dup);
 }
 
+void KeepRows(Context& ctx, std::span<const int64_t> rows, const Tensor& x) {
+  CheckEither(ctx, x, x.rows(), x.cols());
+  int64_t before = -1;
+  for (int64_t row : rows) {
+    CHECK_MSG(row > before && row < x.rows(), "row {} after row {} of {}", row, before, x.rows());
+    before = row;
+  }
+  if (std::ssize(rows) < x.rows()) ctx.device->KeepRows(ctx, rows, x);
+}
+
 void CrossEntropy(Context& ctx, const Tensor& logits, std::span<const int32_t> labels, const Tensor& nll) {
-  CheckRows(ctx, logits, static_cast<int64_t>(labels.size()), -1);
+  CheckWide(ctx, logits, static_cast<int64_t>(labels.size()), -1);
   CHECK_EQ(nll.size(), logits.rows());
   for (int32_t label : labels) CHECK_MSG(label == kIgnoredLabel || (label >= 0 && label < logits.cols()), "label {} of {}", label, logits.cols());
   ctx.device->CrossEntropy(ctx, logits, labels, nll);

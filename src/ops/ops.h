@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 
 #include "base/tensor.h"
@@ -9,8 +10,9 @@
 
 // THE list of ops. Each is declared here, checked in ops.cc (shapes, dtypes), means what ref/ says, and runs on the Context's device.
 //
-// T rows of a batch; activations are matrices [T, columns] in the device's activation dtype (f32 on the CPU), possibly columns of a wider matrix; weights and
-// vectors are f32, bf16 or f16 as they lie in the checkpoint. Outputs must not overlap inputs unless the comment says so.
+// T rows of a batch; activations are matrices [T, columns] in the context's activation dtype (f32 on the CPU, f32 or bf16 on a GPU), possibly columns of a wider
+// matrix; the residual stream and logits are in its wide dtype; weights and vectors are f32, bf16 or f16 as they lie in the checkpoint. Outputs must not overlap
+// inputs unless the comment says so.
 //
 // Backward: `d_name` is the gradient of the loss by `name`. Gradients of activations are written; gradients of parameters are added to (so tied or repeated
 // weights and micro-batches sum up); absent ones are not computed. All gradients are f32 (f64 on the reference device). Results never depend on the number
@@ -45,22 +47,27 @@ enum class Into { kWrite, kAdd };
 
 namespace ops {
 
-// x [T, dim] = scale · table[token].  table [vocab, dim]
+// Tells the device the batch that the ops up to the next Begin are called with.
+void Begin(Context& ctx, const Batch& batch);
+
+// x [T, dim] (wide) = scale · table[token].  table [vocab, dim]
 void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, const Tensor& x);
 void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double scale, const Tensor& dtable);
 
-// y [T, out] = x [T, in] weightᵀ + bias. An output element is a function of its row of x and its row of the weight alone, summed over `in` in one fixed order:
+// y [T, out] (activations or wide) = x [T, in] weightᵀ + bias. An output element is a function of its row of x and its row of the weight alone, summed over `in` in one fixed order:
 // the same bits for one row and for many.
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y);
+// Several products with the same rows, in one go: y [T, Σ out] holds them side by side.
+void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y);
 // dx = dy weight, written or added; dw.weight += dyᵀ x, dw.bias += column sums of dy. dx and dw may be absent.
 void LinearBackward(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& dy, Into into, const Tensor& dx, const LinearWeight& dw);
 
-// y = x · rsqrt(mean(x²) + eps) · w, each row by itself.  w [dim]
+// y = x · rsqrt(mean(x²) + eps) · w, each row by itself.  x (wide)   w [dim]
 void RmsNorm(Context& ctx, const Tensor& x, const Tensor& w, double eps, const Tensor& y);
 // dx += …: the residual stream's own gradient is there already.
 void RmsNormBackward(Context& ctx, const Tensor& x, const Tensor& w, double eps, const Tensor& dy, const Tensor& dx, const Tensor& dw);
 
-// out = x + scale · y (out may be x itself);  u = RmsNorm(out).
+// out = x + scale · y (out may be x itself);  u = RmsNorm(out).  x, out (wide)
 void AddRmsNorm(Context& ctx, const Tensor& x, const Tensor& y, double scale, const Tensor& w, double eps, const Tensor& out, const Tensor& u);
 // dout += gradient of the norm, which makes it d_x too;  dy = scale · dout.
 void AddRmsNormBackward(Context& ctx, const Tensor& out, double scale, const Tensor& w, double eps, const Tensor& du, const Tensor& dout, const Tensor& dy,
@@ -109,13 +116,16 @@ void AttentionBackward(Context& ctx, const Tensor& q, const Tensor& k, const Ten
 void SwiGlu(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& y);
 void SwiGluBackward(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup);
 
-// nll[i] = log Σ_j exp(logits[i, j]) − logits[i, labels[i]], 0 where labels[i] is kIgnoredLabel.  logits [T, vocab]   nll [T]
+// The first rows of x become the named ones, which ascend.  x (activations or wide)
+void KeepRows(Context& ctx, std::span<const int64_t> rows, const Tensor& x);
+
+// nll[i] = log Σ_j exp(logits[i, j]) − logits[i, labels[i]], 0 where labels[i] is kIgnoredLabel.  logits [T, vocab] (wide)   nll [T] (wide)
 inline constexpr int32_t kIgnoredLabel = -100;
 void CrossEntropy(Context& ctx, const Tensor& logits, std::span<const int32_t> labels, const Tensor& nll);
 // dlogits = scale · (softmax − one-hot), 0 in ignored rows; may be logits itself.
 void CrossEntropyBackward(Context& ctx, const Tensor& logits, std::span<const int32_t> labels, double scale, const Tensor& dlogits);
 
-// x = scale · x, x = 0.
+// x = scale · x (wide), x = 0.
 void Scale(Context& ctx, const Tensor& x, double scale);
 void Zero(Context& ctx, const Tensor& x);
 

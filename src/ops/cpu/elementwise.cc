@@ -2,6 +2,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/elementwise.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
+#include <algorithm>
 #include <cstring>
 
 #include "ops/cpu/activations-inl.h"
@@ -57,6 +58,11 @@ void SwiGlu(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& y)
   ctx.threads->For(y.rows(), Grain(12 * y.cols()), [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; t++) HWY_DYNAMIC_DISPATCH(SwiGluForwardRow)(gate.Row<float>(t), up.Row<float>(t), y.cols(), y.Row<float>(t));
   });
+}
+
+void KeepRows(Context&, std::span<const int64_t> rows, const Tensor& x) {
+  for (size_t i = 0; i < rows.size(); i++)
+    if (const auto to = static_cast<int64_t>(i); rows[i] != to) std::copy_n(x.Row<float>(rows[i]), x.cols(), x.Row<float>(to));
 }
 
 void Scale(Context& ctx, const Tensor& x, double scale) {

@@ -337,5 +337,13 @@ void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& 
   HWY_DYNAMIC_DISPATCH(Linear)(ctx, x, w, y);
 }
 
+void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y) {
+  int64_t out = 0;
+  for (const LinearWeight& one : w) {
+    Linear(ctx, x, one, y.Columns({out, one.weight.rows()}));
+    out += one.weight.rows();
+  }
+}
+
 }  // namespace bamba::cpu
 #endif

@@ -38,6 +38,13 @@ void SwiGluBackward(Context& ctx, const Tensor& gate, const Tensor& up, const Te
     }
 }
 
+void KeepRows(Context& ctx, std::span<const int64_t> rows, const Tensor& x) {
+  WithNumbers(ctx, [&]<typename T>(T) {
+    for (size_t i = 0; i < rows.size(); i++)
+      if (const auto to = static_cast<int64_t>(i); rows[i] != to) std::copy_n(x.Row<T>(rows[i]), x.cols(), x.Row<T>(to));
+  });
+}
+
 namespace {
 
 template <typename T>

@@ -21,6 +21,14 @@ void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& 
   });
 }
 
+void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y) {
+  int64_t out = 0;
+  for (const LinearWeight& one : w) {
+    Linear(ctx, x, one, y.Columns({out, one.weight.rows()}));
+    out += one.weight.rows();
+  }
+}
+
 void LinearBackward(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& dy, Into into, const Tensor& dx, const LinearWeight& dw) {
   CheckReal(ctx);
   const std::vector<double> weight = Values<double>(w.weight);

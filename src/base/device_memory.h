@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstddef>
+
+namespace bamba {
+
+// Memory that the host can't touch: a GPU's. Copies happen in the order of the work that the device was given; host memory may change or be read once a call
+// returns.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual void* Allocate(size_t bytes) = 0;  // zeroed, aligned to 256; throws Error with the size where there is no room
+  virtual void Free(void* p) = 0;
+  virtual void Upload(void* to, const void* from, size_t bytes) = 0;
+  virtual void Download(void* to, const void* from, size_t bytes) = 0;
+  virtual void Copy(void* to, const void* from, size_t bytes) = 0;  // within the device; no overlap
+};
+
+}  // namespace bamba
