@@ -67,7 +67,7 @@ struct Channels {
 
 // Four taps, channels in vectors of 16 bytes.
 template <typename T>
-__global__ void __launch_bounds__(64) ConvFourTaps(Conv<T> c, int64_t block) {
+__global__ void __launch_bounds__(64, 10) ConvFourTaps(Conv<T> c, int64_t block) {
   constexpr int kCount = Channels<T>::kCount, kAhead = 4;
   LetNextBegin();
   const int channel = (blockIdx.x * 64 + threadIdx.x) * kCount;

@@ -1,0 +1,346 @@
+// The scan chunk by chunk on the tensor cores, for heads of 64 with a state of 128 in bf16. Per chunk, with decays a and G = C Bᵀ:
+//   Y = diag(a from the chunk's start) C Sᵀ + (G ∘ a(s, t) dt_s) X + D X       S ← a S + (a to the chunk's end · dt_s x_s)ᵀ B
+// A warp keeps 16 rows of a head's S in registers, in the products' accumulators, along the whole sequence: those registers are C Sᵀ's second operand too, in two
+// bf16 numbers for each f32, of which the first has the leading 8 bits and the second the next 8. The other operands are bf16 as they come, or rounded to it once.
+// A row's numbers come out of the same instructions with the same operands whatever other rows the call has: absent ones are zeros.
+#include "ops/cuda/rows.cuh"
+#include "ops/cuda/ssd.cuh"
+
+namespace bamba::cuda {
+namespace {
+
+constexpr int kHeadDim = 64, kState = 128;
+constexpr int kStateBytes = kState * 2, kXBytes = kHeadDim * 2;  // of a token's B or C, and of a head's x
+constexpr int kWeightBytes = kChunk * 2 + 16;                    // of a row of weights in shared memory: eight rows lie in different banks
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// 16 bytes, or zeros where not `valid`; `from` must be an address either way.
+__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Four 8x8 matrices, of which lanes 8i … 8i + 7 name the rows of the i-th.
+__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void LoadTransposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+// c [16, 8] += a [16, 16] b [16, 8]
+__device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// low = high + rest + at most 2⁻¹⁶ of it, for a pair of numbers.
+__device__ __forceinline__ void SplitPair(float low, float high, uint32_t& leading, uint32_t& rest) {
+  const uint32_t l = __float_as_uint(low), h = __float_as_uint(high);
+  leading = __byte_perm(l, h, 0x7632);
+  rest = PackPair(low - __uint_as_float(l & 0xffff0000u), high - __uint_as_float(h & 0xffff0000u));
+}
+
+// 16-byte unit `unit` of a row of shared memory lies where its row's number says, so that eight rows' equal units lie in different banks.
+__device__ __forceinline__ uint32_t Place(int row, int unit, int row_bytes) { return static_cast<uint32_t>(row * row_bytes + ((unit ^ (row & 7)) << 4)); }
+
+// Of one head and chunk, by token.
+struct Decays {
+  float log[kChunk];     // log2 of the decay from the chunk's start up to and with the token
+  float step[kChunk];    // dt
+  float to_end[kChunk];  // decay from the token to the chunk's end · dt
+};
+
+template <int kHeads, bool kOneRow>
+struct ChunkMemory {
+  static constexpr int kStages = kOneRow ? 1 : 3;
+  struct Stage {
+    char b[kChunk * kStateBytes], c[kChunk * kStateBytes], x[kChunk * kHeads * kXBytes];
+  };
+  Stage stages[kStages];
+  char weights[kHeads][kChunk * kWeightBytes];  // [t][s]
+  Decays decays[2][kHeads];
+};
+
+// Block (kHeads heads of one group, sequence); four warps for each head. kOneRow: for sequences of one row, else for the others.
+template <int kHeads, bool kOneRow>
+__global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 2) Chunks(ScanOperands<bf16> o, Picked picked) {
+  static_assert(kHeads == 1 || (kHeads == 2 && !kOneRow));
+  constexpr int kThreads = 128 * kHeads;
+  constexpr int kTiles = kOneRow ? 1 : 2;                     // of 16 tokens
+  constexpr int kScoreTiles = kHeads == 1 ? kTiles : 1;       // of G, 16 x 8, that a warp computes
+  using Memory = ChunkMemory<kHeads, kOneRow>;
+  extern __shared__ __align__(128) char shared[];
+  Memory& memory = *reinterpret_cast<Memory*>(shared);
+  LetNextBegin();
+
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, q = lane % 4;
+  const int first_head = blockIdx.x * kHeads, own = warp / 4, head = first_head + own, part = warp % 4;  // rows [16 part, 16 part + 16) of the head's S
+  // Two warps have no scores to compute where there are eight; else the fourth.
+  const bool steps_warp = kHeads == 1 ? warp == 3 : warp >= 6;
+  const int steps_of = kHeads == 1 ? 0 : warp & 1;
+  const int score_column = part;                                // G's columns [8 score_column, …)
+  const int score_tile = kHeads == 1 ? 0 : (warp < 4 ? 1 : 0);  // and the first of its rows' tiles
+  const bool scores = kHeads == 1 || warp < 6;
+  const HeadNumbers steps_numbers = NumbersOf(o, first_head + steps_of);
+  const float skip = o.d[head];
+  WaitForPrevious();
+
+  const DeviceSequence s = o.sequences[picked(blockIdx.y)];
+  if (kOneRow ? s.rows != 1 : s.rows == 0) return;
+  const int64_t end = s.position + s.rows, begin = s.position - s.position % kChunk;
+  const int group = first_head / o.heads_per_group;
+  const int x_column = first_head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
+  const int first_tile = kOneRow ? static_cast<int>(s.position % kChunk) / 16 : 0;
+
+  float state[kState / 8][4];  // element [8 i + 2 q + {0, 1}] of rows g and g + 8
+  const int64_t state_offset = static_cast<int64_t>(part * 16 + g) * kState + 2 * q;
+  if (begin > 0) {
+    const float* from = o.Boundary(s, begin, head) + state_offset;
+#pragma unroll
+    for (int i = 0; i < kState / 8; i++) {
+      const float2 low = __ldcs(reinterpret_cast<const float2*>(from + 8 * i)), high = __ldcs(reinterpret_cast<const float2*>(from + 8 * kState + 8 * i));
+      state[i][0] = low.x, state[i][1] = low.y, state[i][2] = high.x, state[i][3] = high.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kState / 8; i++) state[i][0] = state[i][1] = state[i][2] = state[i][3] = 0;
+  }
+
+  const auto load = [&](int64_t b, int stage) {
+    typename Memory::Stage& to = memory.stages[stage];
+    const uint32_t to_b = SharedAddress(to.b), to_c = SharedAddress(to.c), to_x = SharedAddress(to.x);
+#pragma unroll
+    for (int i = 0; i < kChunk * 16 / kThreads; i++) {
+      const int r = tid / 16 + i * (kThreads / 16), unit = tid % 16;
+      const int64_t token = b + r;
+      const bool known = token < end;
+      const bf16* row = o.Row(s, known ? token : s.position);
+      CopyAsync(to_b + Place(r, unit, kStateBytes), row + b_column + unit * 8, known);
+      CopyAsync(to_c + Place(r, unit, kStateBytes), row + c_column + unit * 8, known && token >= s.position);
+    }
+    constexpr int kUnits = kHeads * kXBytes / 16;
+#pragma unroll
+    for (int i = 0; i < kChunk * kUnits / kThreads; i++) {
+      const int r = tid / kUnits + i * (kThreads / kUnits), unit = tid % kUnits;
+      const int64_t token = b + r;
+      const bool known = token < end;
+      CopyAsync(to_x + Place(r, unit, kHeads * kXBytes), o.Row(s, known ? token : s.position) + x_column + unit * 8, known);
+    }
+  };
+  const auto raw_step = [&](int64_t b) { return b + lane < end ? o.RawStep(s, b + lane, first_head + steps_of) : 0.0f; };
+  const auto take_steps = [&](int64_t b, float raw, Decays& to) {
+    const bool known = b + lane < end;
+    const float step = known ? StepOf(raw, steps_numbers.bias, o.dt_min, o.dt_max) : 0;
+    float log = known ? LogDecay(step, steps_numbers.rate) : 0;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float before = __shfl_up_sync(~0u, log, distance);
+      if (lane >= distance) log += before;
+    }
+    to.log[lane] = log, to.step[lane] = step;
+    to.to_end[lane] = FastExp2(__shfl_sync(~0u, log, 31) - log) * step;
+  };
+
+  load(begin, 0);
+  CommitCopies();
+  if constexpr (!kOneRow) {
+    if (begin + kChunk < end) load(begin + kChunk, 1);
+    CommitCopies();
+  }
+  float raw_next = 0;
+  if (steps_warp) {
+    const float raw = raw_step(begin);
+    if constexpr (!kOneRow) raw_next = raw_step(begin + kChunk);
+    take_steps(begin, raw, memory.decays[0][steps_of]);
+  }
+
+  // Rows of 8x8 matrices that this lane names: of [token][number] for a first operand, for a second one, and transposed.
+  const int lane_row = lane % 16, lane_unit = lane / 16;
+  int stage = 0, parity = 0;
+  for (int64_t b = begin; b < end; b += kChunk) {
+    WaitForCopies<kOneRow ? 0 : 1>();
+    __syncthreads();  // the chunk's inputs and decays have come, and everybody is done with the chunk before
+    if constexpr (!kOneRow) {
+      if (b + 2 * kChunk < end) load(b + 2 * kChunk, stage == 0 ? 2 : stage - 1);
+      CommitCopies();
+    }
+    const typename Memory::Stage& in = memory.stages[stage];
+    const uint32_t in_b = SharedAddress(in.b), in_c = SharedAddress(in.c), in_x = SharedAddress(in.x);
+    const Decays& decays = memory.decays[parity][own];
+
+    float y[kTiles][2][4] = {}, score[kScoreTiles][4] = {};
+    uint32_t score_b[4];
+#pragma unroll
+    for (int k = 0; k < kState / 16; k++) {
+      uint32_t c[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++) LoadMatrices(c[m], in_c + Place((first_tile + m) * 16 + lane_row, 2 * k + lane_unit, kStateBytes));
+      if (scores) {
+        if (k % 2 == 0) LoadMatrices(score_b, in_b + Place(score_column * 8 + lane % 8, 2 * k + lane / 8, kStateBytes));
+        if constexpr (kHeads == 1) {
+#pragma unroll
+          for (int m = 0; m < kScoreTiles; m++) MultiplyAdd(score[m], c[m], score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
+        } else {
+          uint32_t own_c[4];
+#pragma unroll
+          for (int i = 0; i < 4; i++) own_c[i] = score_tile == 0 ? c[0][i] : c[kTiles - 1][i];
+          MultiplyAdd(score[0], own_c, score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
+        }
+      }
+      uint32_t leading[2][2], rest[2][2];
+#pragma unroll
+      for (int j = 0; j < 2; j++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) SplitPair(state[2 * k + r][2 * j], state[2 * k + r][2 * j + 1], leading[j][r], rest[j][r]);
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], c[m], leading[j][0], leading[j][1]);
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], c[m], rest[j][0], rest[j][1]);
+    }
+    if (scores) {
+#pragma unroll
+      for (int of = 0; of < kHeads; of++) {
+        const Decays& d = memory.decays[parity][of];
+        const int from = score_column * 8 + 2 * q;
+        const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
+#pragma unroll
+        for (int m = 0; m < kScoreTiles; m++)
+#pragma unroll
+          for (int r = 0; r < 2; r++) {
+            const int t = (first_tile + score_tile + m) * 16 + 8 * r + g;
+            const float log = d.log[t];
+            const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
+            const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
+            *reinterpret_cast<uint32_t*>(memory.weights[of] + t * kWeightBytes + from * 2) = PackPair(low, high);
+          }
+      }
+    }
+    if constexpr (!kOneRow) {
+      if (steps_warp && b + kChunk < end) {
+        const float raw = raw_next;
+        raw_next = raw_step(b + 2 * kChunk);
+        take_steps(b + kChunk, raw, memory.decays[parity ^ 1][steps_of]);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const float decay = FastExp2(decays.log[(first_tile + m) * 16 + 8 * r + g]);
+#pragma unroll
+        for (int j = 0; j < 2; j++) y[m][j][2 * r] *= decay, y[m][j][2 * r + 1] *= decay;
+      }
+    // x transposed: rows 16 part + {g, g + 8}, tokens 16 k + 2 q + {0, 1, 8, 9}. As a second operand, registers {0, 2} are its first eight rows, {1, 3} the others.
+    uint32_t x[2][4];
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+      LoadTransposed(x[k], in_x + Place(16 * k + lane % 8 + lane / 16 * 8, own * 8 + part * 2 + lane / 8 % 2, kHeads * kXBytes));
+    __syncthreads();  // the weights have come
+
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (k > first_tile + m) continue;
+        uint32_t weights[4];
+        LoadMatrices(weights, SharedAddress(memory.weights[own]) + ((first_tile + m) * 16 + lane_row) * kWeightBytes + (2 * k + lane_unit) * 16);
+#pragma unroll
+        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], weights, x[k][j], x[k][j + 2]);
+      }
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const int t = (first_tile + m) * 16 + 8 * r + g;
+        uint32_t pair[2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const uint32_t own_x = *reinterpret_cast<const uint32_t*>(in.x + Place(t, own * 8 + part * 2 + j, kHeads * kXBytes) + q * 4);
+          pair[j] = PackPair(fmaf(skip, LowHalf(own_x), y[m][j][2 * r]), fmaf(skip, HighHalf(own_x), y[m][j][2 * r + 1]));
+        }
+        // Lanes 2i and 2i + 1 swap a pair, so that each has four columns beside each other.
+        const bool odd = q & 1;
+        const uint32_t other = __shfl_xor_sync(~0u, odd ? pair[0] : pair[1], 1);
+        const int64_t token = b + t;
+        if (token >= s.position && token < end)
+          *reinterpret_cast<uint2*>(o.y.Row(s.row + (token - s.position)) + head * kHeadDim + part * 16 + (odd ? 8 : 0) + q / 2 * 4) =
+              odd ? make_uint2(other, pair[1]) : make_uint2(pair[0], other);
+      }
+
+    const bool keep = o.KeepsBoundary(s, b + kChunk, end);
+    if (b + kChunk < end || (b + kChunk == end && keep)) {
+      uint32_t weighted[2][4];
+#pragma unroll
+      for (int k = 0; k < 2; k++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const float2 w = *reinterpret_cast<const float2*>(decays.to_end + 16 * k + 8 * half + 2 * q);
+#pragma unroll
+          for (int r = 2 * half; r < 2 * half + 2; r++) weighted[k][r] = PackPair(w.x * LowHalf(x[k][r]), w.y * HighHalf(x[k][r]));
+        }
+      const float decay = FastExp2(decays.log[kChunk - 1]);
+#pragma unroll
+      for (int i = 0; i < kState / 8; i += 2) {
+#pragma unroll
+        for (int r = 0; r < 4; r++) state[i][r] *= decay, state[i + 1][r] *= decay;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+          uint32_t b_pair[4];
+          LoadTransposed(b_pair, in_b + Place(16 * k + lane_row, i + lane_unit, kStateBytes));
+          MultiplyAdd(state[i], weighted[k], b_pair[0], b_pair[1]);
+          MultiplyAdd(state[i + 1], weighted[k], b_pair[2], b_pair[3]);
+        }
+      }
+      if (keep) {
+        float* to = o.Boundary(s, b + kChunk, head) + state_offset;
+#pragma unroll
+        for (int i = 0; i < kState / 8; i++) {
+          *reinterpret_cast<float2*>(to + 8 * i) = make_float2(state[i][0], state[i][1]);
+          *reinterpret_cast<float2*>(to + 8 * kState + 8 * i) = make_float2(state[i][2], state[i][3]);
+        }
+      }
+    }
+    if constexpr (!kOneRow) stage = stage == 2 ? 0 : stage + 1, parity ^= 1;
+  }
+
+  // The row's own inputs are kept: no block of this launch reads them there.
+  if (kOneRow && o.Keeps(s)) {
+    const bf16* const row = o.xbc.Row(s.row);
+    bf16* const to = o.KeptRow(s, s.position);
+    const auto copy = [&](int column) { *reinterpret_cast<uint4*>(to + column) = *reinterpret_cast<const uint4*>(row + column); };
+    if (tid < 8) copy(x_column + tid * 8);
+    if (tid >= 32 && tid < 64 && first_head % o.heads_per_group == 0) copy((tid < 48 ? b_column : c_column) + tid % 16 * 8);
+    if (tid == 64) o.KeptSteps(s, s.position)[first_head] = o.dt.Row(s.row)[first_head];
+  }
+}
+
+template <int kHeads, bool kOneRow>
+void LaunchChunks(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) {
+  Launch(device, Chunks<kHeads, kOneRow>, dim3(static_cast<unsigned>(o.heads / kHeads), static_cast<unsigned>(count)), dim3(128 * kHeads),
+         sizeof(ChunkMemory<kHeads, kOneRow>), o, picked);
+}
+
+}  // namespace
+
+void ScanOneRowInChunks(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) { LaunchChunks<1, true>(device, o, picked, count); }
+
+void ScanChunks(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) {
+  // Two heads share B, C and G; but few sequences make too few blocks of them.
+  const bool two = o.heads_per_group % 2 == 0 && o.heads * count >= 2 * device.sms();
+  two ? LaunchChunks<2, false>(device, o, picked, count) : LaunchChunks<1, false>(device, o, picked, count);
+}
+
+}  // namespace bamba::cuda
