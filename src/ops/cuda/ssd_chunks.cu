@@ -3,6 +3,8 @@
 // A warp keeps 16 rows of a head's S in registers, in the products' accumulators, along the whole sequence: those registers are C Sᵀ's second operand too, in two
 // bf16 numbers for each f32, of which the first has the leading 8 bits and the second the next 8. The other operands are bf16 as they come, or rounded to it once.
 // A row's numbers come out of the same instructions with the same operands whatever other rows the call has: absent ones are zeros.
+#include <cstddef>
+
 #include "ops/cuda/rows.cuh"
 #include "ops/cuda/ssd.cuh"
 
@@ -49,7 +51,8 @@ __device__ __forceinline__ void SplitPair(float low, float high, uint32_t& leadi
   rest = PackPair(low - __uint_as_float(l & 0xffff0000u), high - __uint_as_float(h & 0xffff0000u));
 }
 
-// 16-byte unit `unit` of a row of shared memory lies where its row's number says, so that eight rows' equal units lie in different banks.
+// In shared memory, 16-byte unit u of row r lies at unit u ^ (r mod 8), so that eight rows' equal units lie in different banks. Rows are at least 128 bytes, and
+// begin at multiples of their length, so that a flip of bits of u is one of bits of the address.
 __device__ __forceinline__ uint32_t Place(int row, int unit, int row_bytes) { return static_cast<uint32_t>(row * row_bytes + ((unit ^ (row & 7)) << 4)); }
 
 // Of one head and chunk, by token.
@@ -74,35 +77,37 @@ struct ChunkMemory {
 template <int kHeads, bool kOneRow>
 __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 2) Chunks(ScanOperands<bf16> o, Picked picked) {
   static_assert(kHeads == 1 || (kHeads == 2 && !kOneRow));
-  constexpr int kThreads = 128 * kHeads;
-  constexpr int kTiles = kOneRow ? 1 : 2;                     // of 16 tokens
-  constexpr int kScoreTiles = kHeads == 1 ? kTiles : 1;       // of G, 16 x 8, that a warp computes
+  constexpr int kThreads = 128 * kHeads, kXRow = kHeads * kXBytes;
+  constexpr int kTiles = kOneRow ? 1 : 2;                // of 16 tokens
+  constexpr int kScoreTiles = kHeads == 1 ? kTiles : 1;  // of G, 16 x 8, that a warp computes
   using Memory = ChunkMemory<kHeads, kOneRow>;
-  extern __shared__ __align__(128) char shared[];
+  using Stage = typename Memory::Stage;
+  extern __shared__ __align__(1024) char shared[];
   Memory& memory = *reinterpret_cast<Memory*>(shared);
   LetNextBegin();
 
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, q = lane % 4;
   const int first_head = blockIdx.x * kHeads, own = warp / 4, head = first_head + own, part = warp % 4;  // rows [16 part, 16 part + 16) of the head's S
-  // Two warps have no scores to compute where there are eight; else the fourth.
+  // The warps that look after the next chunk's decays. Where there are eight, the first four have the second tile of G's rows, the others the first one.
   const bool steps_warp = kHeads == 1 ? warp == 3 : warp >= 6;
   const int steps_of = kHeads == 1 ? 0 : warp & 1;
-  const int score_column = part;                                // G's columns [8 score_column, …)
-  const int score_tile = kHeads == 1 ? 0 : (warp < 4 ? 1 : 0);  // and the first of its rows' tiles
-  const bool scores = kHeads == 1 || warp < 6;
+  const bool second_tile = kHeads == 2 && warp < 4;
   const HeadNumbers steps_numbers = NumbersOf(o, first_head + steps_of);
   const float skip = o.d[head];
   WaitForPrevious();
 
   const DeviceSequence s = o.sequences[picked(blockIdx.y)];
   if (kOneRow ? s.rows != 1 : s.rows == 0) return;
-  const int64_t end = s.position + s.rows, begin = s.position - s.position % kChunk;
+  // Tokens are counted from the first one's chunk: those up to `known` came before this call, `count` is one past the last.
+  const int known = static_cast<int>(s.position % kChunk), count = known + s.rows, first_row = s.row - known;
+  const int64_t begin = s.position - known, end = s.position + s.rows;
   const int group = first_head / o.heads_per_group;
   const int x_column = first_head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
-  const int first_tile = kOneRow ? static_cast<int>(s.position % kChunk) / 16 : 0;
+  const int in_stride = static_cast<int>(o.xbc.stride), y_stride = static_cast<int>(o.y.stride);
+  const int first_tile = kOneRow ? known / 16 : 0;
 
   float state[kState / 8][4];  // element [8 i + 2 q + {0, 1}] of rows g and g + 8
-  const int64_t state_offset = static_cast<int64_t>(part * 16 + g) * kState + 2 * q;
+  const int state_offset = (part * 16 + g) * kState + 2 * q;
   if (begin > 0) {
     const float* from = o.Boundary(s, begin, head) + state_offset;
 #pragma unroll
@@ -115,32 +120,49 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
     for (int i = 0; i < kState / 8; i++) state[i][0] = state[i][1] = state[i][2] = state[i][3] = 0;
   }
 
-  const auto load = [&](int64_t b, int stage) {
-    typename Memory::Stage& to = memory.stages[stage];
-    const uint32_t to_b = SharedAddress(to.b), to_c = SharedAddress(to.c), to_x = SharedAddress(to.x);
+  // A thread copies one unit of some rows of B and C, and one of some rows of x. The first chunk's may be kept ones.
+  constexpr int kUnits = kXRow / 16, kRowsAtOnce = kThreads / 16, kXRowsAtOnce = kThreads / kUnits;
+  static_assert(kRowsAtOnce % 8 == 0 && kXRowsAtOnce % 8 == 0);
+  const int copy_row = tid / 16, copy_unit = tid % 16 * 8, copy_x_row = tid / kUnits, copy_x_unit = tid % kUnits * 8;
+  const uint32_t shared_base = SharedAddress(shared);
+  const uint32_t copy_to = shared_base + Place(copy_row, tid % 16, kStateBytes), copy_x_to = shared_base + Place(copy_x_row, tid % kUnits, kXRow);
+  constexpr uint32_t kToC = offsetof(Stage, c), kToX = offsetof(Stage, x);
+  const auto load_first = [&] {
 #pragma unroll
-    for (int i = 0; i < kChunk * 16 / kThreads; i++) {
-      const int r = tid / 16 + i * (kThreads / 16), unit = tid % 16;
-      const int64_t token = b + r;
-      const bool known = token < end;
-      const bf16* row = o.Row(s, known ? token : s.position);
-      CopyAsync(to_b + Place(r, unit, kStateBytes), row + b_column + unit * 8, known);
-      CopyAsync(to_c + Place(r, unit, kStateBytes), row + c_column + unit * 8, known && token >= s.position);
+    for (int i = 0; i < kChunk / kRowsAtOnce; i++) {
+      const int r = copy_row + i * kRowsAtOnce;
+      const bf16* row = r < known ? o.KeptRow(s, begin + r) : o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride;
+      CopyAsync(copy_to + i * kRowsAtOnce * kStateBytes, row + b_column + copy_unit, r < count);
+      CopyAsync(copy_to + kToC + i * kRowsAtOnce * kStateBytes, row + c_column + copy_unit, r < count && r >= known);
     }
-    constexpr int kUnits = kHeads * kXBytes / 16;
 #pragma unroll
-    for (int i = 0; i < kChunk * kUnits / kThreads; i++) {
-      const int r = tid / kUnits + i * (kThreads / kUnits), unit = tid % kUnits;
-      const int64_t token = b + r;
-      const bool known = token < end;
-      CopyAsync(to_x + Place(r, unit, kHeads * kXBytes), o.Row(s, known ? token : s.position) + x_column + unit * 8, known);
+    for (int i = 0; i < kChunk / kXRowsAtOnce; i++) {
+      const int r = copy_x_row + i * kXRowsAtOnce;
+      const bf16* row = r < known ? o.KeptRow(s, begin + r) : o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride;
+      CopyAsync(copy_x_to + kToX + i * kXRowsAtOnce * kXRow, row + x_column + copy_x_unit, r < count);
     }
   };
-  const auto raw_step = [&](int64_t b) { return b + lane < end ? o.RawStep(s, b + lane, first_head + steps_of) : 0.0f; };
-  const auto take_steps = [&](int64_t b, float raw, Decays& to) {
-    const bool known = b + lane < end;
-    const float step = known ? StepOf(raw, steps_numbers.bias, o.dt_min, o.dt_max) : 0;
-    float log = known ? LogDecay(step, steps_numbers.rate) : 0;
+  const auto load = [&](int base, int stage) {
+    const uint32_t at = stage * static_cast<uint32_t>(sizeof(Stage));
+#pragma unroll
+    for (int i = 0; i < kChunk / kRowsAtOnce; i++) {
+      const int r = base + copy_row + i * kRowsAtOnce;
+      const bf16* row = o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride + copy_unit;
+      CopyAsync(copy_to + at + i * kRowsAtOnce * kStateBytes, row + b_column, r < count);
+      CopyAsync(copy_to + at + kToC + i * kRowsAtOnce * kStateBytes, row + c_column, r < count);
+    }
+#pragma unroll
+    for (int i = 0; i < kChunk / kXRowsAtOnce; i++) {
+      const int r = base + copy_x_row + i * kXRowsAtOnce;
+      const bf16* row = o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride + copy_x_unit;
+      CopyAsync(copy_x_to + at + kToX + i * kXRowsAtOnce * kXRow, row + x_column, r < count);
+    }
+  };
+  const auto raw_step = [&](int base) { return base + lane < count ? o.RawStep(s, begin + base + lane, first_head + steps_of) : 0.0f; };
+  const auto take_steps = [&](int base, float raw, Decays& to) {
+    const bool there = base + lane < count;
+    const float step = there ? StepOf(raw, steps_numbers.bias, o.dt_min, o.dt_max) : 0;
+    float log = there ? LogDecay(step, steps_numbers.rate) : 0;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const float before = __shfl_up_sync(~0u, log, distance);
@@ -150,31 +172,34 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
     to.to_end[lane] = FastExp2(__shfl_sync(~0u, log, 31) - log) * step;
   };
 
-  load(begin, 0);
+  load_first();
   CommitCopies();
   if constexpr (!kOneRow) {
-    if (begin + kChunk < end) load(begin + kChunk, 1);
+    if (kChunk < count) load(kChunk, 1);
     CommitCopies();
   }
   float raw_next = 0;
   if (steps_warp) {
-    const float raw = raw_step(begin);
-    if constexpr (!kOneRow) raw_next = raw_step(begin + kChunk);
-    take_steps(begin, raw, memory.decays[0][steps_of]);
+    const float raw = raw_step(0);
+    if constexpr (!kOneRow) raw_next = raw_step(kChunk);
+    take_steps(0, raw, memory.decays[0][steps_of]);
   }
 
-  // Rows of 8x8 matrices that this lane names: of [token][number] for a first operand, for a second one, and transposed.
-  const int lane_row = lane % 16, lane_unit = lane / 16;
+  // What this lane names of the 8x8 matrices: rows [0, 16) of C or B and one of two units; eight rows of B and one of four units, for G; eight or sixteen rows of x.
+  const uint32_t lane_at = Place(lane % 16, lane / 16, kStateBytes), lane_scores_at = Place(part * 8 + lane % 8, lane / 8, kStateBytes);
+  const uint32_t lane_x_at = kToX + Place(lane % 8 + lane / 16 * 8, own * 8 + part * 2 + lane / 8 % 2, kXRow);
+  const uint32_t own_x_at = kToX + Place(g, own * 8 + part * 2, kXRow) + q * 4;
+  const uint32_t lane_weights = SharedAddress(memory.weights[own]) + (first_tile * 16 + lane % 16) * kWeightBytes + lane / 16 * 16;
   int stage = 0, parity = 0;
-  for (int64_t b = begin; b < end; b += kChunk) {
+  for (int base = 0; base < count; base += kChunk) {
     WaitForCopies<kOneRow ? 0 : 1>();
     __syncthreads();  // the chunk's inputs and decays have come, and everybody is done with the chunk before
     if constexpr (!kOneRow) {
-      if (b + 2 * kChunk < end) load(b + 2 * kChunk, stage == 0 ? 2 : stage - 1);
+      if (base + 2 * kChunk < count) load(base + 2 * kChunk, stage == 0 ? 2 : stage - 1);
       CommitCopies();
     }
-    const typename Memory::Stage& in = memory.stages[stage];
-    const uint32_t in_b = SharedAddress(in.b), in_c = SharedAddress(in.c), in_x = SharedAddress(in.x);
+    const uint32_t at = shared_base + stage * static_cast<uint32_t>(sizeof(Stage));
+    const uint32_t at_b = at + lane_at, at_c = at + kToC + lane_at + first_tile * 16 * kStateBytes, at_scores = at + lane_scores_at;
     const Decays& decays = memory.decays[parity][own];
 
     float y[kTiles][2][4] = {}, score[kScoreTiles][4] = {};
@@ -183,18 +208,16 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
     for (int k = 0; k < kState / 16; k++) {
       uint32_t c[kTiles][4];
 #pragma unroll
-      for (int m = 0; m < kTiles; m++) LoadMatrices(c[m], in_c + Place((first_tile + m) * 16 + lane_row, 2 * k + lane_unit, kStateBytes));
-      if (scores) {
-        if (k % 2 == 0) LoadMatrices(score_b, in_b + Place(score_column * 8 + lane % 8, 2 * k + lane / 8, kStateBytes));
-        if constexpr (kHeads == 1) {
+      for (int m = 0; m < kTiles; m++) LoadMatrices(c[m], (at_c ^ 32 * k) + m * 16 * kStateBytes);
+      if (k % 2 == 0) LoadMatrices(score_b, at_scores ^ 32 * k);
+      if constexpr (kHeads == 1) {
 #pragma unroll
-          for (int m = 0; m < kScoreTiles; m++) MultiplyAdd(score[m], c[m], score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
-        } else {
-          uint32_t own_c[4];
+        for (int m = 0; m < kScoreTiles; m++) MultiplyAdd(score[m], c[m], score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
+      } else {
+        uint32_t own_c[4];
 #pragma unroll
-          for (int i = 0; i < 4; i++) own_c[i] = score_tile == 0 ? c[0][i] : c[kTiles - 1][i];
-          MultiplyAdd(score[0], own_c, score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
-        }
+        for (int i = 0; i < 4; i++) own_c[i] = second_tile ? c[kTiles - 1][i] : c[0][i];
+        MultiplyAdd(score[0], own_c, score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
       }
       uint32_t leading[2][2], rest[2][2];
 #pragma unroll
@@ -210,29 +233,27 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
 #pragma unroll
         for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], c[m], rest[j][0], rest[j][1]);
     }
-    if (scores) {
 #pragma unroll
-      for (int of = 0; of < kHeads; of++) {
-        const Decays& d = memory.decays[parity][of];
-        const int from = score_column * 8 + 2 * q;
-        const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
+    for (int of = 0; of < kHeads; of++) {
+      const Decays& d = memory.decays[parity][of];
+      const int from = part * 8 + 2 * q;
+      const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
 #pragma unroll
-        for (int m = 0; m < kScoreTiles; m++)
+      for (int m = 0; m < kScoreTiles; m++)
 #pragma unroll
-          for (int r = 0; r < 2; r++) {
-            const int t = (first_tile + score_tile + m) * 16 + 8 * r + g;
-            const float log = d.log[t];
-            const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
-            const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
-            *reinterpret_cast<uint32_t*>(memory.weights[of] + t * kWeightBytes + from * 2) = PackPair(low, high);
-          }
-      }
+        for (int r = 0; r < 2; r++) {
+          const int t = (first_tile + (second_tile ? 1 : 0) + m) * 16 + 8 * r + g;
+          const float log = d.log[t];
+          const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
+          const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
+          *reinterpret_cast<uint32_t*>(memory.weights[of] + t * kWeightBytes + from * 2) = PackPair(low, high);
+        }
     }
     if constexpr (!kOneRow) {
-      if (steps_warp && b + kChunk < end) {
+      if (steps_warp && base + kChunk < count) {
         const float raw = raw_next;
-        raw_next = raw_step(b + 2 * kChunk);
-        take_steps(b + kChunk, raw, memory.decays[parity ^ 1][steps_of]);
+        raw_next = raw_step(base + 2 * kChunk);
+        take_steps(base + kChunk, raw, memory.decays[parity ^ 1][steps_of]);
       }
     }
 #pragma unroll
@@ -246,8 +267,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
     // x transposed: rows 16 part + {g, g + 8}, tokens 16 k + 2 q + {0, 1, 8, 9}. As a second operand, registers {0, 2} are its first eight rows, {1, 3} the others.
     uint32_t x[2][4];
 #pragma unroll
-    for (int k = 0; k < 2; k++)
-      LoadTransposed(x[k], in_x + Place(16 * k + lane % 8 + lane / 16 * 8, own * 8 + part * 2 + lane / 8 % 2, kHeads * kXBytes));
+    for (int k = 0; k < 2; k++) LoadTransposed(x[k], at + lane_x_at + k * 16 * kXRow);
     __syncthreads();  // the weights have come
 
 #pragma unroll
@@ -256,7 +276,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
       for (int k = 0; k < 2; k++) {
         if (k > first_tile + m) continue;
         uint32_t weights[4];
-        LoadMatrices(weights, SharedAddress(memory.weights[own]) + ((first_tile + m) * 16 + lane_row) * kWeightBytes + (2 * k + lane_unit) * 16);
+        LoadMatrices(weights, lane_weights + m * 16 * kWeightBytes + k * 32);
 #pragma unroll
         for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], weights, x[k][j], x[k][j + 2]);
       }
@@ -268,20 +288,20 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
         uint32_t pair[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-          const uint32_t own_x = *reinterpret_cast<const uint32_t*>(in.x + Place(t, own * 8 + part * 2 + j, kHeads * kXBytes) + q * 4);
+          const uint32_t own_x = *reinterpret_cast<const uint32_t*>(shared + stage * sizeof(Stage) + (own_x_at ^ 16 * j) + (t - g) * kXRow);
           pair[j] = PackPair(fmaf(skip, LowHalf(own_x), y[m][j][2 * r]), fmaf(skip, HighHalf(own_x), y[m][j][2 * r + 1]));
         }
         // Lanes 2i and 2i + 1 swap a pair, so that each has four columns beside each other.
         const bool odd = q & 1;
         const uint32_t other = __shfl_xor_sync(~0u, odd ? pair[0] : pair[1], 1);
-        const int64_t token = b + t;
-        if (token >= s.position && token < end)
-          *reinterpret_cast<uint2*>(o.y.Row(s.row + (token - s.position)) + head * kHeadDim + part * 16 + (odd ? 8 : 0) + q / 2 * 4) =
+        const int token = base + t;
+        if (token >= known && token < count)
+          *reinterpret_cast<uint2*>(o.y.data + static_cast<int64_t>(first_row + token) * y_stride + head * kHeadDim + part * 16 + (odd ? 8 : 0) + q / 2 * 4) =
               odd ? make_uint2(other, pair[1]) : make_uint2(pair[0], other);
       }
 
-    const bool keep = o.KeepsBoundary(s, b + kChunk, end);
-    if (b + kChunk < end || (b + kChunk == end && keep)) {
+    const bool full = base + kChunk <= count, keep = full && o.KeepsBoundary(s, begin + base + kChunk, end);
+    if (full && (keep || base + kChunk < count)) {
       uint32_t weighted[2][4];
 #pragma unroll
       for (int k = 0; k < 2; k++)
@@ -298,14 +318,14 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
         for (int r = 0; r < 4; r++) state[i][r] *= decay, state[i + 1][r] *= decay;
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-          uint32_t b_pair[4];
-          LoadTransposed(b_pair, in_b + Place(16 * k + lane_row, i + lane_unit, kStateBytes));
-          MultiplyAdd(state[i], weighted[k], b_pair[0], b_pair[1]);
-          MultiplyAdd(state[i + 1], weighted[k], b_pair[2], b_pair[3]);
+          uint32_t b[4];
+          LoadTransposed(b, (at_b ^ 16 * i) + k * 16 * kStateBytes);
+          MultiplyAdd(state[i], weighted[k], b[0], b[1]);
+          MultiplyAdd(state[i + 1], weighted[k], b[2], b[3]);
         }
       }
       if (keep) {
-        float* to = o.Boundary(s, b + kChunk, head) + state_offset;
+        float* to = o.Boundary(s, begin + base + kChunk, head) + state_offset;
 #pragma unroll
         for (int i = 0; i < kState / 8; i++) {
           *reinterpret_cast<float2*>(to + 8 * i) = make_float2(state[i][0], state[i][1]);
