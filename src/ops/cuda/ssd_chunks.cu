@@ -1,7 +1,8 @@
 // The scan chunk by chunk on the tensor cores, for heads of 64 with a state of 128 in bf16. Per chunk, with decays a and G = C Bᵀ:
 //   Y = diag(a from the chunk's start) C Sᵀ + (G ∘ a(s, t) dt_s) X + D X       S ← a S + (a to the chunk's end · dt_s x_s)ᵀ B
-// A warp keeps 16 rows of a head's S in registers, in the products' accumulators, along the whole sequence: those registers are C Sᵀ's second operand too, in two
-// bf16 numbers for each f32, of which the first has the leading 8 bits and the second the next 8. The other operands are bf16 as they come, or rounded to it once.
+// A warp keeps 16 rows of a head's S in registers, in the products' accumulators, along the whole sequence; rounded to bf16 they are C Sᵀ's second operand. The
+// weights of X are two bf16 numbers each, the leading 8 bits and the next 8, in both products: so nothing that stays is rounded to 8 bits. Where terms are
+// independent, an output errs by at most √2 of what rounding it to bf16 does.
 // A row's numbers come out of the same instructions with the same operands whatever other rows the call has: absent ones are zeros.
 #include <cstddef>
 
@@ -13,7 +14,7 @@ namespace {
 
 constexpr int kHeadDim = 64, kState = 128;
 constexpr int kStateBytes = kState * 2, kXBytes = kHeadDim * 2;  // of a token's B or C, and of a head's x
-constexpr int kWeightBytes = kChunk * 2 + 16;                    // of a row of weights in shared memory: eight rows lie in different banks
+constexpr int kRestBytes = kChunk * 2, kWeightBytes = 2 * kRestBytes + 16;  // of a row of weights, leading and rest: eight rows lie in different banks
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
@@ -75,7 +76,7 @@ struct ChunkMemory {
 
 // Block (kHeads heads of one group, sequence); four warps for each head. kOneRow: for sequences of one row, else for the others.
 template <int kHeads, bool kOneRow>
-__global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 2) Chunks(ScanOperands<bf16> o, Picked picked) {
+__global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOperands<bf16> o, Picked picked) {
   static_assert(kHeads == 1 || (kHeads == 2 && !kOneRow));
   constexpr int kThreads = 128 * kHeads, kXRow = kHeads * kXBytes;
   constexpr int kTiles = kOneRow ? 1 : 2;                // of 16 tokens
@@ -219,19 +220,12 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
         for (int i = 0; i < 4; i++) own_c[i] = second_tile ? c[kTiles - 1][i] : c[0][i];
         MultiplyAdd(score[0], own_c, score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
       }
-      uint32_t leading[2][2], rest[2][2];
 #pragma unroll
-      for (int j = 0; j < 2; j++)
+      for (int j = 0; j < 2; j++) {
+        const uint32_t s0 = PackPair(state[2 * k][2 * j], state[2 * k][2 * j + 1]), s1 = PackPair(state[2 * k + 1][2 * j], state[2 * k + 1][2 * j + 1]);
 #pragma unroll
-        for (int r = 0; r < 2; r++) SplitPair(state[2 * k + r][2 * j], state[2 * k + r][2 * j + 1], leading[j][r], rest[j][r]);
-#pragma unroll
-      for (int m = 0; m < kTiles; m++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], c[m], leading[j][0], leading[j][1]);
-#pragma unroll
-      for (int m = 0; m < kTiles; m++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], c[m], rest[j][0], rest[j][1]);
+        for (int m = 0; m < kTiles; m++) MultiplyAdd(y[m][j], c[m], s0, s1);
+      }
     }
 #pragma unroll
     for (int of = 0; of < kHeads; of++) {
@@ -246,7 +240,10 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
           const float log = d.log[t];
           const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
           const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
-          *reinterpret_cast<uint32_t*>(memory.weights[of] + t * kWeightBytes + from * 2) = PackPair(low, high);
+          uint32_t leading, rest;
+          SplitPair(low, high, leading, rest);
+          char* const to = memory.weights[of] + t * kWeightBytes + from * 2;
+          *reinterpret_cast<uint32_t*>(to) = leading, *reinterpret_cast<uint32_t*>(to + kRestBytes) = rest;
         }
     }
     if constexpr (!kOneRow) {
@@ -275,10 +272,13 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         if (k > first_tile + m) continue;
-        uint32_t weights[4];
-        LoadMatrices(weights, lane_weights + m * 16 * kWeightBytes + k * 32);
+        uint32_t leading[4], rest[4];
+        LoadMatrices(leading, lane_weights + m * 16 * kWeightBytes + k * 32);
+        LoadMatrices(rest, lane_weights + m * 16 * kWeightBytes + k * 32 + kRestBytes);
 #pragma unroll
-        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], weights, x[k][j], x[k][j + 2]);
+        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], leading, x[k][j], x[k][j + 2]);
+#pragma unroll
+        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], rest, x[k][j], x[k][j + 2]);
       }
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
@@ -302,14 +302,14 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
 
     const bool full = base + kChunk <= count, keep = full && o.KeepsBoundary(s, begin + base + kChunk, end);
     if (full && (keep || base + kChunk < count)) {
-      uint32_t weighted[2][4];
+      uint32_t leading[2][4], rest[2][4];  // x weighted
 #pragma unroll
       for (int k = 0; k < 2; k++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const float2 w = *reinterpret_cast<const float2*>(decays.to_end + 16 * k + 8 * half + 2 * q);
 #pragma unroll
-          for (int r = 2 * half; r < 2 * half + 2; r++) weighted[k][r] = PackPair(w.x * LowHalf(x[k][r]), w.y * HighHalf(x[k][r]));
+          for (int r = 2 * half; r < 2 * half + 2; r++) SplitPair(w.x * LowHalf(x[k][r]), w.y * HighHalf(x[k][r]), leading[k][r], rest[k][r]);
         }
       const float decay = FastExp2(decays.log[kChunk - 1]);
 #pragma unroll
@@ -320,8 +320,10 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : kHeads == 1 ? 3 : 
         for (int k = 0; k < 2; k++) {
           uint32_t b[4];
           LoadTransposed(b, (at_b ^ 16 * i) + k * 16 * kStateBytes);
-          MultiplyAdd(state[i], weighted[k], b[0], b[1]);
-          MultiplyAdd(state[i + 1], weighted[k], b[2], b[3]);
+          MultiplyAdd(state[i], leading[k], b[0], b[1]);
+          MultiplyAdd(state[i + 1], leading[k], b[2], b[3]);
+          MultiplyAdd(state[i], rest[k], b[0], b[1]);
+          MultiplyAdd(state[i + 1], rest[k], b[2], b[3]);
         }
       }
       if (keep) {
