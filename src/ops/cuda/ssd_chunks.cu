@@ -80,7 +80,6 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   static_assert(kHeads == 1 || (kHeads == 2 && !kOneRow));
   constexpr int kThreads = 128 * kHeads, kXRow = kHeads * kXBytes;
   constexpr int kTiles = kOneRow ? 1 : 2;                // of 16 tokens
-  constexpr int kScoreTiles = kHeads == 1 ? kTiles : 1;  // of G, 16 x 8, that a warp computes
   using Memory = ChunkMemory<kHeads, kOneRow>;
   using Stage = typename Memory::Stage;
   extern __shared__ __align__(1024) char shared[];
@@ -89,10 +88,9 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
 
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, q = lane % 4;
   const int first_head = blockIdx.x * kHeads, own = warp / 4, head = first_head + own, part = warp % 4;  // rows [16 part, 16 part + 16) of the head's S
-  // The warps that look after the next chunk's decays. Where there are eight, the first four have the second tile of G's rows, the others the first one.
+  // The first four warps compute G, eight columns each; the last ones look after the next chunk's decays.
   const bool steps_warp = kHeads == 1 ? warp == 3 : warp >= 6;
   const int steps_of = kHeads == 1 ? 0 : warp & 1;
-  const bool second_tile = kHeads == 2 && warp < 4;
   const HeadNumbers steps_numbers = NumbersOf(o, first_head + steps_of);
   const float skip = o.d[head];
   WaitForPrevious();
@@ -104,7 +102,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   const int64_t begin = s.position - known, end = s.position + s.rows;
   const int group = first_head / o.heads_per_group;
   const int x_column = first_head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
-  const int in_stride = static_cast<int>(o.xbc.stride), y_stride = static_cast<int>(o.y.stride);
+  const int y_stride = static_cast<int>(o.y.stride);
   const int first_tile = kOneRow ? known / 16 : 0;
 
   float state[kState / 8][4];  // element [8 i + 2 q + {0, 1}] of rows g and g + 8
@@ -124,40 +122,41 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   // A thread copies one unit of some rows of B and C, and one of some rows of x. The first chunk's may be kept ones.
   constexpr int kUnits = kXRow / 16, kRowsAtOnce = kThreads / 16, kXRowsAtOnce = kThreads / kUnits;
   static_assert(kRowsAtOnce % 8 == 0 && kXRowsAtOnce % 8 == 0);
-  const int copy_row = tid / 16, copy_unit = tid % 16 * 8, copy_x_row = tid / kUnits, copy_x_unit = tid % kUnits * 8;
+  const int copy_row = tid / 16, copy_x_row = tid / kUnits;
   const uint32_t shared_base = SharedAddress(shared);
   const uint32_t copy_to = shared_base + Place(copy_row, tid % 16, kStateBytes), copy_x_to = shared_base + Place(copy_x_row, tid % kUnits, kXRow);
   constexpr uint32_t kToC = offsetof(Stage, c), kToX = offsetof(Stage, x);
+  const int64_t from_b = b_column + tid % 16 * 8, b_to_c = c_column - b_column, from_x = x_column + tid % kUnits * 8;
   const auto load_first = [&] {
 #pragma unroll
     for (int i = 0; i < kChunk / kRowsAtOnce; i++) {
       const int r = copy_row + i * kRowsAtOnce;
-      const bf16* row = r < known ? o.KeptRow(s, begin + r) : o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride;
-      CopyAsync(copy_to + i * kRowsAtOnce * kStateBytes, row + b_column + copy_unit, r < count);
-      CopyAsync(copy_to + kToC + i * kRowsAtOnce * kStateBytes, row + c_column + copy_unit, r < count && r >= known);
+      const bf16* from = (r < known ? o.KeptRow(s, begin + r) : o.xbc.Row(first_row + (r < count ? r : known))) + from_b;
+      CopyAsync(copy_to + i * kRowsAtOnce * kStateBytes, from, r < count);
+      CopyAsync(copy_to + kToC + i * kRowsAtOnce * kStateBytes, from + b_to_c, r < count && r >= known);
     }
 #pragma unroll
     for (int i = 0; i < kChunk / kXRowsAtOnce; i++) {
       const int r = copy_x_row + i * kXRowsAtOnce;
-      const bf16* row = r < known ? o.KeptRow(s, begin + r) : o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride;
-      CopyAsync(copy_x_to + kToX + i * kXRowsAtOnce * kXRow, row + x_column + copy_x_unit, r < count);
+      const bf16* from = (r < known ? o.KeptRow(s, begin + r) : o.xbc.Row(first_row + (r < count ? r : known))) + from_x;
+      CopyAsync(copy_x_to + kToX + i * kXRowsAtOnce * kXRow, from, r < count);
     }
   };
+  // Later ones follow each other. What lies behind the last row is not touched.
+  const bf16 *next_b = o.xbc.data + (first_row + kChunk + copy_row) * o.xbc.stride + from_b, *next_x = o.xbc.data + (first_row + kChunk + copy_x_row) * o.xbc.stride + from_x;
   const auto load = [&](int base, int stage) {
     const uint32_t at = stage * static_cast<uint32_t>(sizeof(Stage));
 #pragma unroll
     for (int i = 0; i < kChunk / kRowsAtOnce; i++) {
-      const int r = base + copy_row + i * kRowsAtOnce;
-      const bf16* row = o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride + copy_unit;
-      CopyAsync(copy_to + at + i * kRowsAtOnce * kStateBytes, row + b_column, r < count);
-      CopyAsync(copy_to + at + kToC + i * kRowsAtOnce * kStateBytes, row + c_column, r < count);
+      const bf16* from = next_b + i * kRowsAtOnce * o.xbc.stride;
+      const bool there = base + copy_row + i * kRowsAtOnce < count;
+      CopyAsync(copy_to + at + i * kRowsAtOnce * kStateBytes, from, there);
+      CopyAsync(copy_to + at + kToC + i * kRowsAtOnce * kStateBytes, from + b_to_c, there);
     }
 #pragma unroll
-    for (int i = 0; i < kChunk / kXRowsAtOnce; i++) {
-      const int r = base + copy_x_row + i * kXRowsAtOnce;
-      const bf16* row = o.xbc.data + static_cast<int64_t>(first_row + (r < count ? r : known)) * in_stride + copy_x_unit;
-      CopyAsync(copy_x_to + at + kToX + i * kXRowsAtOnce * kXRow, row + x_column, r < count);
-    }
+    for (int i = 0; i < kChunk / kXRowsAtOnce; i++)
+      CopyAsync(copy_x_to + at + kToX + i * kXRowsAtOnce * kXRow, next_x + i * kXRowsAtOnce * o.xbc.stride, base + copy_x_row + i * kXRowsAtOnce < count);
+    next_b += kChunk * o.xbc.stride, next_x += kChunk * o.xbc.stride;
   };
   const auto raw_step = [&](int base) { return base + lane < count ? o.RawStep(s, begin + base + lane, first_head + steps_of) : 0.0f; };
   const auto take_steps = [&](int base, float raw, Decays& to) {
@@ -203,49 +202,52 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
     const uint32_t at_b = at + lane_at, at_c = at + kToC + lane_at + first_tile * 16 * kStateBytes, at_scores = at + lane_scores_at;
     const Decays& decays = memory.decays[parity][own];
 
-    float y[kTiles][2][4] = {}, score[kScoreTiles][4] = {};
-    uint32_t score_b[4];
+    float y[kTiles][2][4] = {};
+    const auto products = [&](auto with_scores) {
+      constexpr bool kScores = decltype(with_scores)::value;
+      float score[kTiles][4] = {};
+      uint32_t score_b[4];
 #pragma unroll
-    for (int k = 0; k < kState / 16; k++) {
-      uint32_t c[kTiles][4];
+      for (int k = 0; k < kState / 16; k++) {
+        uint32_t c[kTiles][4];
 #pragma unroll
-      for (int m = 0; m < kTiles; m++) LoadMatrices(c[m], (at_c ^ 32 * k) + m * 16 * kStateBytes);
-      if (k % 2 == 0) LoadMatrices(score_b, at_scores ^ 32 * k);
-      if constexpr (kHeads == 1) {
+        for (int m = 0; m < kTiles; m++) LoadMatrices(c[m], (at_c ^ 32 * k) + m * 16 * kStateBytes);
+        if constexpr (kScores) {
+          if (k % 2 == 0) LoadMatrices(score_b, at_scores ^ 32 * k);
 #pragma unroll
-        for (int m = 0; m < kScoreTiles; m++) MultiplyAdd(score[m], c[m], score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
-      } else {
-        uint32_t own_c[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) own_c[i] = second_tile ? c[kTiles - 1][i] : c[0][i];
-        MultiplyAdd(score[0], own_c, score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
-      }
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const uint32_t s0 = PackPair(state[2 * k][2 * j], state[2 * k][2 * j + 1]), s1 = PackPair(state[2 * k + 1][2 * j], state[2 * k + 1][2 * j + 1]);
-#pragma unroll
-        for (int m = 0; m < kTiles; m++) MultiplyAdd(y[m][j], c[m], s0, s1);
-      }
-    }
-#pragma unroll
-    for (int of = 0; of < kHeads; of++) {
-      const Decays& d = memory.decays[parity][of];
-      const int from = part * 8 + 2 * q;
-      const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
-#pragma unroll
-      for (int m = 0; m < kScoreTiles; m++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-          const int t = (first_tile + (second_tile ? 1 : 0) + m) * 16 + 8 * r + g;
-          const float log = d.log[t];
-          const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
-          const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
-          uint32_t leading, rest;
-          SplitPair(low, high, leading, rest);
-          char* const to = memory.weights[of] + t * kWeightBytes + from * 2;
-          *reinterpret_cast<uint32_t*>(to) = leading, *reinterpret_cast<uint32_t*>(to + kRestBytes) = rest;
+          for (int m = 0; m < kTiles; m++) MultiplyAdd(score[m], c[m], score_b[k % 2 * 2], score_b[k % 2 * 2 + 1]);
         }
-    }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const uint32_t s0 = PackPair(state[2 * k][2 * j], state[2 * k][2 * j + 1]), s1 = PackPair(state[2 * k + 1][2 * j], state[2 * k + 1][2 * j + 1]);
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) MultiplyAdd(y[m][j], c[m], s0, s1);
+        }
+      }
+      if constexpr (kScores) {
+        const int from = part * 8 + 2 * q;
+#pragma unroll
+        for (int of = 0; of < kHeads; of++) {
+          const Decays& d = memory.decays[parity][of];
+          const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
+#pragma unroll
+          for (int m = 0; m < kTiles; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+              const int t = (first_tile + m) * 16 + 8 * r + g;
+              const float log = d.log[t];
+              const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
+              const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
+              uint32_t leading, rest;
+              SplitPair(low, high, leading, rest);
+              char* const to = memory.weights[of] + t * kWeightBytes + from * 2;
+              *reinterpret_cast<uint32_t*>(to) = leading, *reinterpret_cast<uint32_t*>(to + kRestBytes) = rest;
+            }
+        }
+      }
+    };
+    if (kHeads == 1 || own == 0) products(std::true_type{});
+    else products(std::false_type{});
     if constexpr (!kOneRow) {
       if (steps_warp && base + kChunk < count) {
         const float raw = raw_next;
