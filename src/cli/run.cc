@@ -10,6 +10,7 @@
 #include "base/terminal.h"
 #include "base/thread_pool.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/in_order.h"
 #include "cli/prompts.h"
 #include "cli/run_report.h"
@@ -44,7 +45,8 @@ struct RunFlags {
   PromptFlags prompts;
   SamplingFlags sampling;
   int64_t tokens = 256;
-  int completions = 1, batch = 0, threads = 0;  // 0: as many as suit
+  int completions = 1, batch = 0;  // 0: as many as suit
+  DeviceFlags device;
   int64_t context = 0;
   std::optional<int64_t> logprobs;
   bool echo = false, ids = false, json = false, precise = false;
@@ -168,6 +170,7 @@ void Run(const RunFlags& flags) {
   const int32_t sequences = Sequences(flags, prompts.size());
 
   const auto start = std::chrono::steady_clock::now();
+  const Execution execution = flags.device.Open(flags.precise);
   const Model model = LoadModel(directory);
   std::optional<Tokenizer> tokenizer;
   if (!flags.ids) tokenizer = LoadTokenizer(directory);
@@ -182,8 +185,7 @@ void Run(const RunFlags& flags) {
   }
   Engine engine(model, report.tokenizer,
                 {.name = directory,
-                 .threads = flags.threads > 0 ? flags.threads : AvailableCores(),
-                 .precise = flags.precise,
+                 .execution = execution,
                  .context = flags.context > 0 ? flags.context : longest + flags.tokens,
                  .sequences = sequences,
                  .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
@@ -219,7 +221,7 @@ void AddRun(CLI::App& app) {
   run->add_option("--batch", flags->batch, fmt::format("Texts written side by side (default: all of them, up to {})", kBatch))
       ->check(Between(1, 1024))
       ->type_name("N");
-  run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024))->type_name("N");
+  flags->device.AddTo(*run);
   run->add_option("--context", flags->context, "Tokens that attention has room for in each text (default: what the longest prompt and -n need)")
       ->check(Between(int64_t{1}, kMost))
       ->type_name("N");

@@ -7,6 +7,7 @@
 
 #include "tests/support/bounds.h"
 #include "tests/support/device.h"
+#include "tests/support/tested.h"
 #include "tests/support/matrix.h"
 #include "tests/support/simd_levels.h"
 
@@ -25,7 +26,7 @@ class LinearTest : public testing::TestWithParam<Arithmetic> {
 
   // y = Linear(x, w) in f32, at the current SIMD level.
   Matrix Linear(const Tensor& x, const LinearWeight& w, int threads = 1, int64_t gap = 0) {
-    Device cpu(cpu::kTable, Dtype::kF32, threads, size_t{1} << 24);
+    Device cpu(TestedTable(), Dtype::kF32, threads, size_t{1} << 24);
     cpu.ctx.precise = GetParam().precise;
     Matrix y(Dtype::kF32, x.rows(), w.weight.rows(), 99, gap);
     ops::Linear(cpu.ctx, x, w, y);
@@ -176,6 +177,7 @@ INSTANTIATE_TEST_SUITE_P(Weights, LinearTest,
 
 // Weights of other formats, and every weight in a precise context, keep f32 activations: the same bits as the AVX-512 level, whatever is above it.
 TEST(LinearLevels, OnlyFastProductsWithBf16WeightsRoundActivations) {
+  if (TestsGpu()) GTEST_SKIP() << "the levels are the CPU's";
   const auto levels = cpu::SimdLevels();
   const Matrix x(Dtype::kF32, 40, 300, 1);
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
@@ -183,7 +185,7 @@ TEST(LinearLevels, OnlyFastProductsWithBf16WeightsRoundActivations) {
     for (bool precise : {true, false}) {
       const auto product = [&](cpu::SimdLevel level) {
         cpu::SetSimd(level);
-        Device cpu(cpu::kTable, Dtype::kF32, 2, size_t{1} << 20);
+        Device cpu(TestedTable(), Dtype::kF32, 2, size_t{1} << 20);
         cpu.ctx.precise = precise;
         Matrix y(Dtype::kF32, 40, 30, 3);
         ops::Linear(cpu.ctx, x, {weight, {}}, y);

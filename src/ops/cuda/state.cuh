@@ -59,11 +59,15 @@ class State final : public Accelerator {
   void Upload(void* to, const void* from, size_t bytes) override;
   void Download(void* to, const void* from, size_t bytes) override;
   void Copy(void* to, const void* from, size_t bytes) override;
+  void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t)>& progress) override;
+  void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) override;
+  void ArgMax(const Tensor& logits, int32_t* tokens) override;
   void Begin(const Batch& batch) override;
   void Replay(uint64_t key, const std::function<void()>& work) override;
   void ForgetReplays() override;
   void Wait() override;
   double Seconds(const std::function<void()>& work) override;
+  double ReadBandwidth() override;
 
   const DeviceBatch& batch() const { return batch_; }
   cudaStream_t stream() const { return stream_; }
@@ -80,8 +84,8 @@ class State final : public Accelerator {
  private:
   struct Staging;  // of batches on their way
   std::string name_;
-  int sms_ = 0;
-  bool hopper_ = false, overlaps_ = false;
+  int device_ = 0, sms_ = 0;
+  bool hopper_ = false, overlaps_ = false, recording_ = false;
   int64_t own_bytes_ = 0;
   double context_seconds_ = 0;
   cudaStream_t stream_ = nullptr;
