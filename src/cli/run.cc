@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "base/terminal.h"
 #include "base/thread_pool.h"
 #include "cli/default_model.h"
@@ -174,8 +175,7 @@ void Run(const RunFlags& flags) {
   const Model model = LoadModel(directory);
   std::optional<Tokenizer> tokenizer;
   if (!flags.ids) tokenizer = LoadTokenizer(directory);
-  const RunReport report{
-      .model = ModelName(directory), .tokenizer = tokenizer ? &*tokenizer : nullptr, .load_seconds = SecondsSince(start), .echo = flags.echo};
+  RunReport report{.model = ModelName(directory), .tokenizer = tokenizer ? &*tokenizer : nullptr, .echo = flags.echo};
 
   std::vector<Request> requests;
   int64_t longest = 0;
@@ -183,13 +183,22 @@ void Run(const RunFlags& flags) {
     requests.push_back(RequestFor(flags, sampling, tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt)));
     longest = std::max(longest, static_cast<int64_t>(requests.back().prompt.size()));
   }
+  std::unique_ptr<Progress> loading;
+  const auto tell_loading = [&](int64_t done, int64_t of) {
+    if (!loading) loading = std::make_unique<Progress>("loading", of, "bytes");
+    loading->Advance(done);
+  };
   Engine engine(model, report.tokenizer,
                 {.name = directory,
                  .execution = execution,
                  .context = flags.context > 0 ? flags.context : longest + flags.tokens,
                  .sequences = sequences,
-                 .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
+                 .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); },
+                 .loading = tell_loading});
+  loading.reset();
   for (const Request& request : requests) engine.Check(request);
+  if (execution.accelerator) report.context_seconds = execution.accelerator->ContextSeconds();
+  report.load_seconds = SecondsSince(start) - report.context_seconds;
 
   CatchInterrupts();
   Writing writing(report, prompts, requests, flags.json);

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <vector>
 
 #include "base/error.h"
@@ -30,8 +32,9 @@ std::vector<std::string> Places() {
 Accelerator* Open(std::string* reason) {
   std::error_code ignored;
   // Opening the toolkit's run-time library on a machine without a driver takes longer than the whole program.
-  if (!std::filesystem::exists("/dev/nvidiactl", ignored) && !std::filesystem::exists("/dev/dxg", ignored)) {
-    *reason = "this machine shows no NVIDIA GPU (/dev/nvidiactl is not there)";
+  constexpr const char* kSigns[] = {"/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia", "/dev/dxg"};
+  if (std::none_of(std::begin(kSigns), std::end(kSigns), [&](const char* sign) { return std::filesystem::exists(sign, ignored); })) {
+    *reason = "this machine shows no NVIDIA GPU (neither /dev/nvidiactl nor /proc/driver/nvidia is there)";
     return nullptr;
   }
   void* library = nullptr;

@@ -8,6 +8,10 @@
 
 #include "base/units.h"
 
+#ifdef BAMBA_NVTX
+#include <nvtx3/nvToolsExt.h>
+#endif
+
 namespace bamba::cuda {
 namespace {
 
@@ -155,6 +159,15 @@ void State::ForgetReplays() {
   Wait();
   for (const auto& [key, graph] : graphs_) BAMBA_CUDA(cudaGraphExecDestroy(graph));
   graphs_.clear();
+}
+
+void State::EnterBlock([[maybe_unused]] int layer) {
+#ifdef BAMBA_NVTX
+  if (layer == block_) return;
+  if (block_ != -2) nvtxRangePop();
+  nvtxRangePushA(layer < 0 ? "outside of blocks" : fmt::format("block {}", layer).c_str());
+  block_ = layer;
+#endif
 }
 
 double State::Seconds(const std::function<void()>& work) {

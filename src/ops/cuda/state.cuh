@@ -81,6 +81,9 @@ class State final : public Accelerator {
   char* scratch() const { return scratch_; }
   int32_t* counters() const { return counters_; }  // [kCounters], all 0 between ops
 
+  // Of ops/context.h's layer: a range of its own for NVIDIA's profilers.
+  void EnterBlock(int layer);
+
  private:
   struct Staging;  // of batches on their way
   std::string name_;
@@ -91,12 +94,19 @@ class State final : public Accelerator {
   cudaStream_t stream_ = nullptr;
   char* scratch_ = nullptr;
   int32_t* counters_ = nullptr;
+  int block_ = -2;  // see EnterBlock; −2: none yet
   DeviceBatch batch_;
   Staging* staging_ = nullptr;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
 };
 
-inline State& StateOf(Context& ctx) { return static_cast<State&>(*ctx.accelerator); }
+inline State& StateOf(Context& ctx) {
+  State& state = static_cast<State&>(*ctx.accelerator);
+#ifdef BAMBA_NVTX
+  state.EnterBlock(ctx.layer);
+#endif
+  return state;
+}
 
 // Queues a kernel. It may begin while the kernel ahead of it still runs, so the first thing that every kernel does with memory that another kernel writes, and
 // the last it may do before it ends, is behind WaitForPrevious(); before that it may only compute and read weights. Every kernel calls WaitForPrevious, else
