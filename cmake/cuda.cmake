@@ -1,8 +1,10 @@
 # libbamba_cuda.so is built where nvcc is; the program needs neither it nor the toolkit.
 #   BAMBA_CUDA=AUTO|ON|OFF              ON: nvcc must be there
+#   BAMBA_NVTX=ON                       ranges of the model's blocks in NVIDIA's profilers
 #   CMAKE_CUDA_ARCHITECTURES            default: the card at hand; without one, Hopper's own code and PTX that any card from compute capability 8.0 on can take
 set(BAMBA_CUDA AUTO CACHE STRING "Build the CUDA device: AUTO (where nvcc is), ON, OFF")
 set_property(CACHE BAMBA_CUDA PROPERTY STRINGS AUTO ON OFF)
+option(BAMBA_NVTX "Name the model's blocks for NVIDIA's profilers" OFF)
 set(BAMBA_HAS_CUDA OFF)
 if(BAMBA_CUDA AND NOT BAMBA_SANITIZE AND NOT BAMBA_FUZZ)
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)

@@ -8,6 +8,9 @@ configure_package_config_file(cmake/bambaConfig.cmake.in ${PROJECT_BINARY_DIR}/b
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/bambaConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 
 install(TARGETS bamba COMPONENT program)
+if(BAMBA_HAS_CUDA)
+  install(TARGETS bamba_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/bamba COMPONENT program)
+endif()
 install(DIRECTORY models/mini DESTINATION ${CMAKE_INSTALL_DATADIR}/bamba/models COMPONENT program)
 install(FILES README.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT program)
 install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT program)

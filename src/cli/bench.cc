@@ -14,8 +14,10 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/values.h"
 #include "cli/verbs.h"
+#include "engine/device_model.h"
 #include "eval/speed.h"
 #include "io/checkpoint.h"
 #include "io/config_file.h"
@@ -33,6 +35,7 @@ struct Flags {
   bool random = false, precise = false, json = false;
   std::vector<int64_t> prompt, generate, batch = {1}, context = {0};
   std::vector<int> threads = {AvailableCores()};
+  DeviceFlags device;
   int repetitions = 3;
 };
 
@@ -50,7 +53,7 @@ Config ConfigOf(const std::string& name) {
   throw Error("--config {}: neither a shape that is known ({}) nor a config.json or a model's directory", name, fmt::join(ConfigNames(), ", "));
 }
 
-Subject Open(const Flags& flags) {
+Subject Open(const Flags& flags, const Execution& execution) {
   if (!flags.config.empty() && !flags.model.empty()) throw UsageError("give a MODEL or --config, not both");
   const std::string name = !flags.config.empty() ? flags.config : !flags.model.empty() ? flags.model : DefaultModel();
   if (flags.config.empty() && !flags.random) {
@@ -61,11 +64,16 @@ Subject Open(const Flags& flags) {
   const Dtype dtype = flags.dtype == "f32" ? Dtype::kF32 : flags.dtype == "f16" ? Dtype::kF16 : Dtype::kBf16;
   // An absurd config must not get as far as the sum of its bytes, which may overflow.
   const int64_t numbers = ParameterCount(config), most = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(SizeOf(dtype));
-  CheckFits({.weights = std::min(numbers, most) * static_cast<int64_t>(SizeOf(dtype))}, AvailableMemory(), name);
+  CheckFits({.weights = std::min(numbers, most) * static_cast<int64_t>(SizeOf(dtype)), .on_device = execution.accelerator != nullptr}, MemoryLeft(execution), name);
   return {name, true, AllocateModel(config, dtype)};
 }
 
-std::vector<SpeedTest> Tests(const Flags& flags) {
+std::vector<SpeedTest> Tests(const Flags& flags, const Execution& execution) {
+  const auto on = [&](int threads) {
+    Execution e = execution;
+    e.threads = threads;
+    return e;
+  };
   const bool unasked = flags.prompt.empty() && flags.generate.empty();
   const std::vector<int64_t> prompt = unasked ? std::vector<int64_t>{512} : flags.prompt, generate = unasked ? std::vector<int64_t>{128} : flags.generate;
   std::vector<SpeedTest> tests;
@@ -73,9 +81,9 @@ std::vector<SpeedTest> Tests(const Flags& flags) {
     for (int64_t batch : flags.batch)
       for (int64_t context : flags.context) {
         for (int64_t n : prompt)
-          if (n > 0) tests.push_back({.batch = batch, .context = context, .prompt = n, .threads = threads, .precise = flags.precise});
+          if (n > 0) tests.push_back({.batch = batch, .context = context, .prompt = n, .execution = on(threads)});
         for (int64_t n : generate)
-          if (n > 0) tests.push_back({.batch = batch, .context = context, .generate = n, .threads = threads, .precise = flags.precise});
+          if (n > 0) tests.push_back({.batch = batch, .context = context, .generate = n, .execution = on(threads)});
       }
   if (tests.empty()) throw UsageError("nothing to measure: --prompt and --generate are 0");
   return tests;
@@ -105,11 +113,13 @@ std::string Json(const Subject& subject, const SpeedTest& test, const SpeedResul
                                    {"n_prompt", test.prompt},
                                    {"n_gen", test.generate},
                                    {"context", test.context},
-                                   {"device", "cpu"},
+                                   {"device", test.execution.accelerator ? "cuda" : "cpu"},
                                    {"simd", cpu::SimdName()},
-                                   {"threads", test.threads},
+                                   {"gpu", test.execution.accelerator ? boost::json::value(test.execution.accelerator->name()) : boost::json::value(nullptr)},
+                                   {"batch_invariant", test.execution.invariant || !test.execution.accelerator},
+                                   {"threads", test.execution.threads},
                                    {"dtype", Name(MainDtype(subject.model))},
-                                   {"precise", test.precise},
+                                   {"precise", test.execution.precise},
                                    {"tokens_per_second", figures.tokens_per_second},
                                    {"milliseconds", figures.seconds * 1e3},
                                    {"limit_tokens_per_second", figures.limit_tokens_per_second},
@@ -123,16 +133,17 @@ std::string Json(const Subject& subject, const SpeedTest& test, const SpeedResul
 
 constexpr const char* kHeader = "{:<8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>10} {:>9} {:>9} {:>9}  {}\n";
 
-std::string TableHead(const Subject& subject, int64_t plan) {
+std::string TableHead(const Subject& subject, const Execution& execution, int64_t plan) {
   const std::string title =
-      fmt::format("{} · {} {}{} · cpu {} · takes {} of memory\n", subject.name, HumanCount(static_cast<double>(ParameterCount(subject.model.config))),
-                  Name(MainDtype(subject.model)), subject.random ? ", random weights" : "", cpu::SimdName(), HumanBytes(static_cast<double>(plan)));
+      fmt::format("{} · {} {}{} · {} · takes {} of memory\n", subject.name, HumanCount(static_cast<double>(ParameterCount(subject.model.config))),
+                  Name(MainDtype(subject.model)), subject.random ? ", random weights" : "",
+                  NameOf(execution) + (execution.accelerator && execution.invariant ? ", batch-invariant" : ""), HumanBytes(static_cast<double>(plan)));
   return title + fmt::format(kHeader, "test", "tokens", "batch", "context", "threads", "tok/s", "time", "best", "limit", "of limit", "this machine");
 }
 
 std::string TableRow(const SpeedTest& test, const SpeedResult& result, const Figures& figures) {
   const std::string machine = fmt::format("{:.1f} GB/s, {:.0f} GFLOP/s", result.rates.bytes * 1e-9, result.rates.operations * 1e-9);
-  return fmt::format(kHeader, TestName(test), test.prompt + test.generate, test.batch, test.context, test.threads, HumanRate(figures.tokens_per_second),
+  return fmt::format(kHeader, TestName(test), test.prompt + test.generate, test.batch, test.context, test.execution.threads, HumanRate(figures.tokens_per_second),
                      HumanSeconds(figures.seconds), HumanRate(figures.best_tokens_per_second), HumanRate(figures.limit_tokens_per_second),
                      fmt::format("{:.1f} %", figures.fraction() * 100), machine);
 }
@@ -150,21 +161,23 @@ bool DrawWeights(Model& model) {
 }
 
 void RunBench(const Flags& flags) {
-  const std::vector<SpeedTest> tests = Tests(flags);
-  Subject subject = Open(flags);
+  const Execution execution = flags.device.Open(flags.precise);
+  const std::vector<SpeedTest> tests = Tests(flags, execution);
+  Subject subject = Open(flags, execution);
   int64_t plan = 0;
   for (const SpeedTest& test : tests) {
     const MemoryPlan memory = PlanSpeed(subject.model, test);
-    CheckFits(memory, AvailableMemory(), subject.name);
+    CheckFits(memory, MemoryLeft(execution), subject.name);
     plan = std::max(plan, memory.total());
   }
   CatchInterrupts();
-  if (subject.random && !DrawWeights(subject.model)) return;
+  if (subject.random && !execution.accelerator && !DrawWeights(subject.model)) return;
+  const Model placed = subject.random && execution.accelerator ? RandomModelOn(*execution.accelerator, subject.model, 1) : ModelFor(execution, subject.model);
 
-  if (!flags.json) WriteAll(kStandardOutput, TableHead(subject, plan));
+  if (!flags.json) WriteAll(kStandardOutput, TableHead(subject, execution, plan));
   for (const SpeedTest& test : tests) {
     Progress progress(fmt::format("{} {}", TestName(test), test.prompt + test.generate), test.tokens() * flags.repetitions, "tok");
-    const auto result = MeasureSpeed(subject.model, test, flags.repetitions, [&](int64_t done) {
+    const auto result = MeasureSpeed(placed, test, flags.repetitions, [&](int64_t done) {
       progress.Advance(done);
       return InterruptSignal() == 0;
     });
@@ -191,6 +204,7 @@ void AddBench(CLI::App& app) {
   list("-b,--batch", flags->batch, 1, 1 << 16, "Sequences at a time, each with its own tokens (default: 1)");
   list("--context", flags->context, 0, 1 << 30, "Tokens that each sequence has before; they are made up, not computed (default: 0)");
   list("-t,--threads", flags->threads, 1, 1024, "Threads (default: one for each core)");
+  flags->device.AddTo(*verb, false);
   verb->add_option("-r,--repetitions", flags->repetitions, "Measurements for a row, after a warm-up; their median counts")
       ->check(Between(1, 10000))
       ->type_name("N")

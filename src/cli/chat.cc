@@ -14,6 +14,7 @@
 #include "cli/chat_command.h"
 #include "cli/conversation.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/history_file.h"
 #include "cli/line_reader.h"
 #include "cli/sampling_flags.h"
@@ -35,7 +36,7 @@ struct ChatFlags {
   std::optional<std::string> form;
   int64_t tokens = 256;
   SamplingFlags sampling;
-  int threads = 0;  // 0: one for each core
+  DeviceFlags device;
   int64_t context = 0;
   bool precise = false;
 };
@@ -165,15 +166,17 @@ std::string ChooseForm(const ChatFlags& flags, const std::string& directory) {
 }
 
 // What is left of the machine, up to a bound.
-int64_t SnapshotBytes(const Model& model, int64_t context) {
+int64_t SnapshotBytes(const Model& model, int64_t context, const Execution& execution) {
   const MemoryPlan plan = PlanMemory(model, {.slots = 1, .pages = PagesFor(context), .roll_back = true}, 0);
-  return std::clamp<int64_t>((AvailableMemory() - plan.total()) / 2, 0, kSnapshots);
+  const int64_t taken = execution.accelerator ? 0 : plan.total();
+  return std::clamp<int64_t>((AvailableMemory() - taken) / 2, 0, kSnapshots);
 }
 
 void RunChat(const ChatFlags& flags) {
   const Sampling sampling = flags.sampling.Read();
   const std::string name = flags.model.empty() ? DefaultModel() : flags.model;
   const std::string directory = ModelFolder(name);
+  const Execution execution = flags.device.Open(flags.precise);
   const Model model = LoadModel(name);
   const Tokenizer tokenizer = Tokenizer::Load(directory + "/tokenizer.json");
   const std::string form_name = ChooseForm(flags, directory);
@@ -184,11 +187,10 @@ void RunChat(const ChatFlags& flags) {
   const int64_t context = attention ? (flags.context > 0 ? flags.context : std::min(trained, kMostContext)) : 0;
   Engine engine(model, &tokenizer,
                 {.name = name,
-                 .threads = flags.threads > 0 ? flags.threads : AvailableCores(),
-                 .precise = flags.precise,
+                 .execution = execution,
                  .context = context,
                  .roll_back = true,
-                 .snapshot_bytes = SnapshotBytes(model, context),
+                 .snapshot_bytes = SnapshotBytes(model, context, execution),
                  .warn = Warn});
   Session session(engine);
   Conversation conversation(
@@ -231,7 +233,7 @@ void AddChat(CLI::App& app) {
       ->check(Between(int64_t{1}, int64_t{1} << 30))
       ->type_name("N")
       ->capture_default_str();
-  chat->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024))->type_name("N");
+  flags->device.AddTo(*chat);
   chat->add_option("--context", flags->context, "Tokens that attention has room for (default: what the model was made for, at most 32,768)")
       ->check(Between(int64_t{1}, int64_t{1} << 30))
       ->type_name("N");

@@ -10,8 +10,10 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/values.h"
 #include "cli/verbs.h"
+#include "engine/device_model.h"
 #include "engine/plan.h"
 #include "engine/runtime.h"
 #include "eval/hidden_states.h"
@@ -33,7 +35,7 @@ struct PerplexityFlags {
   std::string model, file;
   PerplexityOptions options;
   int64_t stride = 0;  // 0: the window
-  int threads = AvailableCores();
+  DeviceFlags device;
   bool fast = false, json = false;
 };
 
@@ -69,16 +71,18 @@ void RunPerplexity(PerplexityFlags flags) {
       throw Error("{}: the tokenizer gives id {}; expected ids below the model's vocabulary of {}", flags.model, id, model.config.vocab);
 
   const int64_t rows = std::min<int64_t>(options.window, std::max<int64_t>(1, static_cast<int64_t>(tokens.size()) - 1));
-  const size_t workspace =
-      MeasureWorkspace([&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.Temp({rows})); });
-  CheckFits(PlanMemory(model, {.slots = 0}, workspace), AvailableMemory(), flags.model);
-  Runtime runtime(flags.threads, workspace);
-  runtime.context().precise = !flags.fast;
+  const Execution execution = flags.device.Open(!flags.fast);
+  const size_t workspace = MeasureWorkspace(
+      [&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.WideTemp({rows})); },
+      ActivationDtype(model, execution), execution.accelerator);
+  CheckFits(PlanMemory(model, {.slots = 0}, workspace, execution), MemoryLeft(execution), flags.model);
+  const Model placed = ModelFor(execution, model);
+  Runtime runtime(model, execution, workspace);
   CatchInterrupts();
   const int64_t windows = WindowCount(static_cast<int64_t>(tokens.size()), options);
   const auto start = std::chrono::steady_clock::now();
   auto progress = std::make_unique<Progress>("perplexity", windows * rows, "tok");
-  const PerplexityResult result = Perplexity(runtime.context(), model, tokens, bytes, options, [&](const PerplexityResult& so_far) {
+  const PerplexityResult result = Perplexity(runtime.context(), placed, tokens, bytes, options, [&](const PerplexityResult& so_far) {
     progress->Note(fmt::format("{:.3f}", so_far.perplexity));
     progress->Advance(so_far.windows * rows);
     return InterruptSignal() == 0;
@@ -102,7 +106,7 @@ void AddPerplexity(CLI::App& eval) {
                    "(default: the window)")
       ->check(Between(int64_t{1}, int64_t{1} << 24));
   verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->check(Between(int64_t{1}, int64_t{1} << 40));
-  verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
+  flags->device.AddTo(*verb);
   verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
   verb->add_flag("--json", flags->json, "One JSON object: nll_per_token, perplexity, perplexity_se, bits_per_byte, tokens, windows");
   verb->footer("example: bamba eval perplexity models/mini -f book.txt --window 1024 --max-windows 64");
@@ -114,7 +118,7 @@ void AddPerplexity(CLI::App& eval) {
 struct LogitsFlags {
   std::string model, ids, out;
   bool hidden = false, fast = false;
-  int threads = AvailableCores();
+  DeviceFlags device;
 };
 
 void RunLogits(LogitsFlags flags) {
@@ -123,19 +127,20 @@ void RunLogits(LogitsFlags flags) {
   const Config& c = model.config;
   const auto inputs = ReadTokenRows(SafetensorsFile(flags.ids), "input_ids", c.vocab);
   const int64_t batch = static_cast<int64_t>(inputs.size()), length = static_cast<int64_t>(inputs[0].size());
+  const Execution execution = flags.device.Open(!flags.fast);
   const size_t workspace = MeasureWorkspace([&](Context& ctx) {
     Frame frame(ctx);
     States stateless;
-    Tensor hidden = ctx.Temp({length, c.dim}), logits = ctx.Temp({std::min(length, kLogitRows), c.vocab});
+    Tensor hidden = ctx.Temp({length, c.dim}), logits = ctx.WideTemp({std::min(length, kLogitRows), c.vocab});
     Forward(ctx, c, model.weights, StatelessBatch(inputs[0]), stateless, hidden);
     Logits(ctx, c, model.weights, hidden.Rows(0, logits.rows()), logits);
-  });
-  MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace);
-  plan.workspace += (flags.hidden ? batch : 1) * length * c.dim * (c.layers() + 1) * static_cast<int64_t>(sizeof(float));
-  CheckFits(plan, AvailableMemory(), flags.model);
-  Runtime runtime(flags.threads, workspace);
+  }, ActivationDtype(model, execution), execution.accelerator);
+  MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace, execution);
+  if (!execution.accelerator) plan.workspace += (flags.hidden ? batch : 1) * length * c.dim * (c.layers() + 1) * static_cast<int64_t>(sizeof(float));
+  CheckFits(plan, MemoryLeft(execution), flags.model);
+  const Model placed = ModelFor(execution, model);
+  Runtime runtime(model, execution, workspace);
   Context& ctx = runtime.context();
-  ctx.precise = !flags.fast;
 
   std::vector<SafetensorsWriter::Entry> entries = {{"logits", Dtype::kF32, {batch, length, c.vocab}}};
   for (int64_t i = 0; flags.hidden && i <= c.layers(); i++) entries.push_back({fmt::format("hidden.{}", i), Dtype::kF32, {batch, length, c.dim}});
@@ -144,13 +149,16 @@ void RunLogits(LogitsFlags flags) {
   Progress progress("logits", batch * length, "tok");
   std::vector<HiddenStates> kept;
   for (size_t b = 0; b < inputs.size(); b++) {
-    HiddenStates states = ForwardHiddenStates(ctx, model, inputs[b]);
+    Frame row_frame(ctx);
+    HiddenStates states = ForwardHiddenStates(ctx, placed, inputs[b]);
     for (int64_t t = 0; t < length; t += kLogitRows) {
       Frame frame(ctx);
       const int64_t rows = std::min(kLogitRows, length - t);
-      Tensor logits = ctx.Temp({rows, c.vocab});
-      Logits(ctx, c, model.weights, states.states.back().Rows(t, rows), logits);
-      writer.Write(logits.data(), logits.bytes());
+      Tensor logits = ctx.WideTemp({rows, c.vocab});
+      Logits(ctx, c, placed.weights, states.last.Rows(t, rows), logits);
+      std::vector<char> numbers(logits.bytes());
+      ops::ToHost(ctx, logits, numbers.data());
+      writer.Write(numbers.data(), numbers.size());
       if (InterruptSignal()) throw Error("interrupted; {} was not written", flags.out);
     }
     if (flags.hidden) kept.push_back(std::move(states));
@@ -169,7 +177,7 @@ void AddLogits(CLI::App& eval) {
   verb->add_option("-o,--out", flags->out, "safetensors to write: logits [B, T, vocab], f32")->type_name("FILE")->required();
   verb->add_flag("--hidden", flags->hidden, "Also hidden.i [B, T, dim]: 0 the embedding, i before layer i, the last one after the final norm");
   verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
-  verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
+  flags->device.AddTo(*verb);
   verb->footer("example: bamba eval logits models/mini --ids ids.safetensors -o out.safetensors --hidden");
   verb->callback([flags] { RunLogits(*flags); });
 }

@@ -8,6 +8,7 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/values.h"
 #include "cli/verbs.h"
 #include "engine/plan.h"
@@ -23,6 +24,7 @@ struct Flags {
   int64_t context = 4096;
   int32_t batch = 1;
   bool json = false;
+  DeviceFlags device{.device = "cpu"};
 };
 
 // Sums over the parameters of one role or of one sub-block.
@@ -83,16 +85,19 @@ void PrintGroups(const char* title, const std::vector<std::pair<std::string, Gro
              fmt::format("  {:<22} {:>8} {:>10} {:>10}  {}\n", name, g.tensors, HumanCount(static_cast<double>(g.numbers)), Bytes(g.bytes), g.Dtypes()));
 }
 
-void PrintPlan(const Flags& flags, const MemoryPlan& plan, const Model& model) {
-  WriteAll(kStandardOutput, fmt::format("memory for {} sequence{} of {} tokens\n", flags.batch, flags.batch == 1 ? "" : "s", Thousands(flags.context)));
-  Row("weights", fmt::format("{}, mapped from the files: taken as they are touched, given back under pressure", Bytes(plan.weights)));
-  if (!model.config.tied)
+void PrintPlan(const Flags& flags, const MemoryPlan& plan, const Model& model, const Execution& execution) {
+  WriteAll(kStandardOutput, fmt::format("memory for {} sequence{} of {} tokens on {}\n", flags.batch, flags.batch == 1 ? "" : "s", Thousands(flags.context),
+                                        NameOf(execution)));
+  Row("weights", plan.on_device ? Bytes(plan.weights)
+                                : fmt::format("{}, mapped from the files: taken as they are touched, given back under pressure", Bytes(plan.weights)));
+  if (!model.config.tied && !plan.on_device)
     Row("", fmt::format("of which {}, the embedding, are read row by row: only those of tokens that occur",
                         Bytes(static_cast<int64_t>(model.weights.embedding.weight.bytes()))));
   Row("states", fmt::format("{}, {} a sequence whatever its length", Bytes(plan.states()), Bytes(plan.slot)));
   Row("keys, values", fmt::format("{}, {} for each {} tokens", Bytes(plan.kv()), Bytes(plan.page), kKvBlock));
   Row("temporaries", Bytes(plan.workspace));
-  Row("total", fmt::format("{} of {} that this machine has left", Bytes(plan.total()), Bytes(AvailableMemory())));
+  if (plan.on_device) Row("shared", fmt::format("{}, for partial sums and the batch", Bytes(plan.shared)));
+  Row("total", fmt::format("{} of {} that {} has left", Bytes(plan.total()), Bytes(MemoryLeft(execution)), plan.on_device ? "the GPU" : "this machine"));
 }
 
 // The parameters by role, then by kind of sub-block.
@@ -169,12 +174,15 @@ void RunInfo(Flags flags) {
   std::unique_ptr<Model> model;
   std::unique_ptr<Inventory> inventory;
   MemoryPlan plan;
+  Execution execution;
   if (faults == 0) {
     model = std::make_unique<Model>(LoadModel(flags.model));
     inventory = std::make_unique<Inventory>(*model);
     const bool attention = model->config.Count(BlockKind::kAttention) > 0;
     const PoolSize size = {.slots = flags.batch, .pages = attention ? PagesFor(flags.context) * flags.batch : 0};
-    plan = PlanMemory(*model, size, StepWorkspace(*model, std::max<int64_t>(PrefillRows(model->config), flags.batch), flags.batch));
+    execution = flags.device.Open(false);
+    const int64_t rows = std::max<int64_t>(PrefillRows(model->config, execution), flags.batch);
+    plan = PlanMemory(*model, size, StepWorkspace(*model, rows, flags.batch, execution), execution);
   }
   if (flags.json) {
     WriteAll(kStandardOutput, JsonLine(Json(flags, report, inventory.get(), faults == 0 ? &plan : nullptr)) + "\n");
@@ -188,7 +196,7 @@ void RunInfo(Flags flags) {
     if (faults == 0) {
       PrintGroups("parameters by role", inventory->roles);
       PrintGroups("by sub-block", inventory->blocks);
-      PrintPlan(flags, plan, *model);
+      PrintPlan(flags, plan, *model, execution);
       WriteAll(kStandardOutput, fmt::format("tensors\n  all {} present, none foreign\n", inventory->all.tensors));
     } else {
       WriteAll(kStandardOutput, "tensors\n");
@@ -210,6 +218,9 @@ void AddInfo(CLI::App& app) {
   AddModel(*verb, flags->model);
   verb->add_option("--context", flags->context, "Tokens of a sequence to plan memory for")->check(Between(int64_t{1}, int64_t{1} << 40))->capture_default_str();
   verb->add_option("--batch", flags->batch, "Sequences at a time to plan memory for")->check(Between(1, 1 << 20))->capture_default_str();
+  verb->add_option("--device", flags->device.device, "Whose memory to plan: cpu, cuda, or auto, which is cuda where there is a GPU")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
   verb->add_flag("--json", flags->json, "One JSON object");
   verb->footer("example: bamba info models/mini --context 8192 --batch 4");
   verb->callback([flags] { RunInfo(*flags); });

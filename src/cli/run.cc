@@ -7,9 +7,11 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "base/terminal.h"
 #include "base/thread_pool.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/in_order.h"
 #include "cli/prompts.h"
 #include "cli/run_report.h"
@@ -44,7 +46,8 @@ struct RunFlags {
   PromptFlags prompts;
   SamplingFlags sampling;
   int64_t tokens = 256;
-  int completions = 1, batch = 0, threads = 0;  // 0: as many as suit
+  int completions = 1, batch = 0;  // 0: as many as suit
+  DeviceFlags device;
   int64_t context = 0;
   std::optional<int64_t> logprobs;
   bool echo = false, ids = false, json = false, precise = false;
@@ -168,11 +171,11 @@ void Run(const RunFlags& flags) {
   const int32_t sequences = Sequences(flags, prompts.size());
 
   const auto start = std::chrono::steady_clock::now();
+  const Execution execution = flags.device.Open(flags.precise);
   const Model model = LoadModel(directory);
   std::optional<Tokenizer> tokenizer;
   if (!flags.ids) tokenizer = LoadTokenizer(directory);
-  const RunReport report{
-      .model = ModelName(directory), .tokenizer = tokenizer ? &*tokenizer : nullptr, .load_seconds = SecondsSince(start), .echo = flags.echo};
+  RunReport report{.model = ModelName(directory), .tokenizer = tokenizer ? &*tokenizer : nullptr, .echo = flags.echo};
 
   std::vector<Request> requests;
   int64_t longest = 0;
@@ -180,14 +183,22 @@ void Run(const RunFlags& flags) {
     requests.push_back(RequestFor(flags, sampling, tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt)));
     longest = std::max(longest, static_cast<int64_t>(requests.back().prompt.size()));
   }
+  std::unique_ptr<Progress> loading;
+  const auto tell_loading = [&](int64_t done, int64_t of) {
+    if (!loading) loading = std::make_unique<Progress>("loading", of, "bytes");
+    loading->Advance(done);
+  };
   Engine engine(model, report.tokenizer,
                 {.name = directory,
-                 .threads = flags.threads > 0 ? flags.threads : AvailableCores(),
-                 .precise = flags.precise,
+                 .execution = execution,
                  .context = flags.context > 0 ? flags.context : longest + flags.tokens,
                  .sequences = sequences,
-                 .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); }});
+                 .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); },
+                 .loading = tell_loading});
+  loading.reset();
   for (const Request& request : requests) engine.Check(request);
+  if (execution.accelerator) report.context_seconds = execution.accelerator->ContextSeconds();
+  report.load_seconds = SecondsSince(start) - report.context_seconds;
 
   CatchInterrupts();
   Writing writing(report, prompts, requests, flags.json);
@@ -219,7 +230,7 @@ void AddRun(CLI::App& app) {
   run->add_option("--batch", flags->batch, fmt::format("Texts written side by side (default: all of them, up to {})", kBatch))
       ->check(Between(1, 1024))
       ->type_name("N");
-  run->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024))->type_name("N");
+  flags->device.AddTo(*run);
   run->add_option("--context", flags->context, "Tokens that attention has room for in each text (default: what the longest prompt and -n need)")
       ->check(Between(int64_t{1}, kMost))
       ->type_name("N");

@@ -76,6 +76,7 @@ std::string Json(const RunReport& report, const WrittenText& written) {
   o["prompt_tokens"] = prompt_tokens;
   o["seed"] = written.request.sampling.seed + static_cast<uint64_t>(written.completion);
   o["load_seconds"] = report.load_seconds;
+  if (report.context_seconds > 0) o["context_seconds"] = report.context_seconds;
   o["prompt_seconds"] = g.prompt_seconds;
   o["prompt_tokens_per_second"] = Rate(prompt_tokens, g.prompt_seconds);
   o["seconds"] = g.step_seconds;
@@ -105,6 +106,7 @@ std::string LogprobTable(const RunReport& report, const WrittenText& written) {
 std::string ClosingLine(const RunReport& report, const RunTotals& totals, const Sampling& sampling, const Model& model, const Engine& engine) {
   std::string line = fmt::format(" {} · {} {} · loaded {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))), Name(MainDtype(model)),
                                  HumanSeconds(report.load_seconds));
+  if (report.context_seconds > 0) line += fmt::format(" (and {} for the driver)", HumanSeconds(report.context_seconds));
   line += totals.texts == 1 ? fmt::format(" · prompt {} tok {}", totals.prompt_tokens, HumanSeconds(totals.prompt_seconds))
                             : fmt::format(" · {} texts · prompts {} tok", totals.texts, totals.prompt_tokens);
   line += fmt::format(" · {} tok", totals.tokens);

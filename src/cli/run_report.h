@@ -13,7 +13,8 @@ namespace bamba::cli {
 struct RunReport {
   std::string model;
   const Tokenizer* tokenizer;  // null: prompts and texts are token ids
-  double load_seconds = 0;
+  double load_seconds = 0;     // until the model could run, without
+  double context_seconds = 0;  // what a GPU's driver took to make it ready
   bool echo = false;  // the prompts are part of the result
 };
 

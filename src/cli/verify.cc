@@ -9,8 +9,10 @@
 #include "base/terminal.h"
 #include "base/units.h"
 #include "cli/default_model.h"
+#include "cli/device_flags.h"
 #include "cli/values.h"
 #include "cli/verbs.h"
+#include "engine/device_model.h"
 #include "engine/engine.h"
 #include "engine/plan.h"
 #include "engine/runtime.h"
@@ -27,7 +29,7 @@ namespace {
 struct Flags {
   std::string model, reference;
   double atol = 2e-5, grad_rtol = 1e-4;
-  int threads = AvailableCores();
+  DeviceFlags device;
   int64_t trials = 0;
   uint64_t seed = 0;
   bool fast = false;
@@ -89,16 +91,15 @@ void CheckAgainst(const Model& model, const Flags& flags, Checks& checks) {
   const SafetensorsFile file(flags.reference);
   const Config& c = model.config;
   const auto inputs = ReadTokenRows(file, "input_ids", c.vocab);
-  const size_t workspace = MeasureWorkspace([&](Context& ctx) {
-    Weights gradients = EmptyWeights(c);
-    ForwardBackward(ctx, model, inputs[0], std::vector<int32_t>(inputs[0].size(), 0), 1, ctx.Temp({static_cast<int64_t>(inputs[0].size())}), gradients);
-  });
-  MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace);
-  plan.workspace += ParameterCount(c) * static_cast<int64_t>(sizeof(float));
-  CheckFits(plan, AvailableMemory(), flags.model);
-  Runtime runtime(flags.threads, workspace);
-  runtime.context().precise = !flags.fast;
-  const ReferenceErrors errors = CompareWithReference(runtime.context(), model, file, ReferenceLoss(flags.reference));
+  const Execution execution = flags.device.Open(!flags.fast);
+  const size_t workspace = MeasureWorkspace([&](Context& ctx) { MeasureComparison(ctx, model, inputs[0]); }, ActivationDtype(model, execution),
+                                            execution.accelerator);
+  MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace, execution);
+  if (!execution.accelerator) plan.workspace += ParameterCount(c) * static_cast<int64_t>(sizeof(float));  // gradients
+  CheckFits(plan, MemoryLeft(execution), flags.model);
+  const Model placed = ModelFor(execution, model);
+  Runtime runtime(model, execution, workspace);
+  const ReferenceErrors errors = CompareWithReference(runtime.context(), placed, file, ReferenceLoss(flags.reference));
 
   if (errors.logits) checks.Bound("logits", *errors.logits, flags.atol, "");
   if (errors.hidden) checks.Bound("hidden", *errors.hidden, flags.atol, errors.worst_hidden);
@@ -116,7 +117,7 @@ void CheckGreedy(const Model& model, const Flags& flags, Checks& checks) {
   int64_t longest = 1;
   for (const GreedyReference& r : references) longest = std::max(longest, static_cast<int64_t>(r.prompt.size() + r.continuation.size()));
   if (references.empty()) return;
-  Engine engine(model, nullptr, {.name = flags.model, .threads = flags.threads, .context = longest});
+  Engine engine(model, nullptr, {.name = flags.model, .execution = flags.device.Open(true), .context = longest});
   for (const GreedyReference& r : references) {
     const Generation ours =
         engine.Generate({.prompt = r.prompt, .max_tokens = static_cast<int64_t>(r.continuation.size()), .ignore_eos = true}, [](std::string_view) {});
@@ -130,15 +131,17 @@ void CheckGreedy(const Model& model, const Flags& flags, Checks& checks) {
 
 void CheckTrials(const Model& model, const Flags& flags, Checks& checks) {
   Progress progress("trials", flags.trials, "trials");
+  // A GPU keeps its promise with f32 activations, and with bf16 ones where it is asked to.
+  const Execution execution = flags.device.Open(!flags.device.invariant);
   const TrialReport report =
-      RunTrials(model, {.trials = flags.trials, .seed = flags.seed, .threads = flags.threads, .name = flags.model}, [&](const TrialReport& so_far) {
+      RunTrials(model, {.trials = flags.trials, .seed = flags.seed, .execution = execution, .name = flags.model}, [&](const TrialReport& so_far) {
         progress.Note(fmt::format("{} differing bits", so_far.differing_bits));
         progress.Advance(so_far.trials);
       });
   checks.Line(
       "trials", report.failed == 0,
       fmt::format("{} trials at {}: {} rows of logits and {} states from {} batches, {} forks, {} snapshots, {} roll-backs, {} files; {} differing bits{}",
-                  Thousands(report.trials), cpu::SimdName(), Thousands(report.rows), Thousands(report.states), Thousands(report.batches),
+                  Thousands(report.trials), NameOf(execution) + (execution.invariant ? ", batch-invariant" : ""), Thousands(report.rows), Thousands(report.states), Thousands(report.batches),
                   Thousands(report.forks), Thousands(report.snapshots), Thousands(report.roll_backs), Thousands(report.files), Thousands(report.differing_bits),
                   report.failed > 0 ? fmt::format(" in {} trials, first {}", report.failed, report.first) : ""));
 }
@@ -190,7 +193,7 @@ void AddVerify(CLI::App& app) {
       ->needs(trials)
       ->type_name("N")
       ->capture_default_str();
-  verb->add_option("-t,--threads", flags->threads, "Threads (default: one for each core)")->check(Between(1, 1024));
+  flags->device.AddTo(*verb);
   verb->footer(
       "Without --against and --trials only the weights are looked at: all must be finite. Exit code 1 where a check fails.\n"
       "examples: bamba verify --trials 1000\n"

@@ -1,19 +1,61 @@
 #include "engine/batch_runner.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/check.h"
 
 namespace bamba {
+namespace {
 
-BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, int threads)
-    : model_(model), size_(size), pool_(model.config, pool), runtime_(threads, StepWorkspace(model, size.rows, size.scored)) {
+// On an accelerator a step of one row for each sequence is replayed as it was once recorded, for a number of rows. Other numbers are padded to one of these, so
+// that few recordings serve all.
+int64_t ReplayedRows(int64_t rows) {
+  const int64_t step = rows <= 8 ? 1 : rows <= 64 ? 8 : 32;
+  return (rows + step - 1) / step * step;
+}
+
+PoolSize PoolOn(const Model& model, PoolSize pool, const Execution& execution) {
+  pool.inputs = ActivationDtype(model, execution);
+  return pool;
+}
+
+// The token of the largest logit, see RunGreedy.
+int32_t Largest(const Tensor& logits, int64_t row) {
+  const float* x = logits.Row<float>(row);
+  int64_t best = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < logits.cols(); i++) {
+    finite &= std::isfinite(x[i]);
+    if (x[i] > x[best]) best = i;
+  }
+  return finite ? static_cast<int32_t>(best) : -1;
+}
+
+}  // namespace
+
+BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, const Execution& execution)
+    : model_(model),
+      size_(size),
+      accelerator_(execution.accelerator),
+      runtime_(model, execution, StepWorkspace(model, size.rows, size.scored, execution)),
+      pool_(model.config, PoolOn(model, pool, execution), execution.accelerator) {
   Context& ctx = runtime_.context();
-  logits_ = ctx.Temp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
+  logits_ = ctx.WideTemp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
+  chosen_ = Tensor(logits_.data(), Dtype::kI32, {size.scored});
+  if (accelerator_) {
+    chosen_ = ctx.workspace->Take(Dtype::kI32, {size.scored});
+    host_logits_ = Buffer(logits_.bytes());
+  }
+  host_chosen_.resize(static_cast<size_t>(size.scored));
   batch_.tokens.reserve(static_cast<size_t>(size.rows));
   batch_.wanted.emplace().reserve(static_cast<size_t>(size.rows));
-  batch_.sequences.reserve(static_cast<size_t>(pool.slots));
+  batch_.sequences.reserve(static_cast<size_t>(std::max<int64_t>(pool.slots, accelerator_ ? size.rows : 0)));
   sequences_.reserve(static_cast<size_t>(pool.slots));
+}
+
+BatchRunner::~BatchRunner() {
+  if (accelerator_) accelerator_->ForgetReplays();  // they hold this one's addresses
 }
 
 void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored) {
@@ -26,15 +68,62 @@ void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, 
   for (int64_t row = first + rows - scored; row < first + rows; row++) batch_.wanted->push_back(row);
 }
 
-Tensor BatchRunner::Run() {
-  Context& ctx = runtime_.context();
-  Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, static_cast<int64_t>(batch_.wanted->size())));
-  for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
+// Makes a step of one scored row for each sequence one that can be replayed, with sequences that have no state. False where the batch is of another kind.
+bool BatchRunner::Pad() {
+  if (!accelerator_ || runtime_.context().observer || batch_.rows() == 0) return false;
+  const auto one_row = [](const Sequence& s) { return s.rows == 1; };
+  if (std::ssize(*batch_.wanted) != batch_.rows() || !std::all_of(batch_.sequences.begin(), batch_.sequences.end(), one_row)) return false;
+  const int64_t rows = ReplayedRows(batch_.rows());
+  if (rows > std::min(size_.scored, size_.rows)) return batch_.rows() <= size_.scored;
+  for (int64_t row = batch_.rows(); row < rows; row++) {
+    batch_.tokens.push_back(0);
+    batch_.sequences.push_back({.row = row, .rows = 1});
+    batch_.wanted->push_back(row);
+  }
+  return true;
+}
 
-  const auto scored = static_cast<int64_t>(batch_.wanted->size());
+// Hidden states of the scored rows, logits of as many of them as there is room for, and with `choose` their tokens. The number of those rows.
+int64_t BatchRunner::Compute(bool choose) {
+  Context& ctx = runtime_.context();
+  const int64_t scored = std::ssize(*batch_.wanted), now = std::min(scored, size_.scored);
+  const bool replays = Pad();
+  const int64_t padded = replays ? std::ssize(*batch_.wanted) : scored, padded_now = std::min(padded, size_.scored);
+  const auto step = [&] {
+    Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, padded));
+    if (padded_now > 0) Logits(ctx, model_.config, model_.weights, hidden_.Rows(0, padded_now), logits_.Rows(0, padded_now));
+    if (choose && accelerator_ && padded_now > 0) accelerator_->ArgMax(logits_.Rows(0, padded_now), chosen_.as<int32_t>());
+  };
+  if (replays) {
+    ops::Begin(ctx, batch_);
+    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) << 16 ^ static_cast<uint64_t>(2 * padded + choose), step);
+  } else {
+    step();
+  }
+  for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
   batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear();
-  unscored_row_ = 0, unscored_ = scored;
-  return MoreLogits();
+  unscored_row_ = now, unscored_ = scored - now;
+  return now;
+}
+
+Tensor BatchRunner::ToHost(const Tensor& logits) {
+  if (!accelerator_) return logits;
+  const Tensor host(host_logits_.data(), logits.dtype(), {logits.rows(), logits.cols()});
+  ops::ToHost(runtime_.context(), logits, host.data());
+  return host;
+}
+
+Tensor BatchRunner::Run() { return ToHost(logits_.Rows(0, Compute(false))); }
+
+std::span<const int32_t> BatchRunner::RunGreedy() {
+  const auto rows = static_cast<size_t>(Compute(true));
+  const auto chosen = std::span(host_chosen_).first(rows);
+  if (accelerator_) {
+    if (rows > 0) accelerator_->Download(host_chosen_.data(), chosen_.data(), chosen.size_bytes());
+  } else {
+    for (size_t i = 0; i < rows; i++) chosen[i] = Largest(logits_, static_cast<int64_t>(i));
+  }
+  return chosen;
 }
 
 Tensor BatchRunner::MoreLogits() {
@@ -42,7 +131,7 @@ Tensor BatchRunner::MoreLogits() {
   const Tensor logits = logits_.Rows(0, rows);
   if (rows > 0) Logits(runtime_.context(), model_.config, model_.weights, hidden_.Rows(unscored_row_, rows), logits);
   unscored_row_ += rows, unscored_ -= rows;
-  return logits;
+  return ToHost(logits);
 }
 
 }  // namespace bamba

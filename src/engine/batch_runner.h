@@ -19,8 +19,9 @@ struct BatchSize {
 // A model and a pool of state, run one batch at a time. A running batch takes nothing from the heap.
 class BatchRunner {
  public:
-  // `model` must outlive this. Throws Error where the system refuses the memory.
-  BatchRunner(const Model& model, PoolSize pool, BatchSize size, int threads);
+  // `model` must outlive this and lie where it is executed (engine/device_model.h). Throws Error where there is no room.
+  BatchRunner(const Model& model, PoolSize pool, BatchSize size, const Execution& execution);
+  ~BatchRunner();
 
   StatePool& pool() { return pool_; }
   Context& context() { return runtime_.context(); }
@@ -29,18 +30,28 @@ class BatchRunner {
   // must have the pages.
   void Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored);
 
-  // Runs the batch and begins a new one: advances its sequences. Logits [n, vocab] of the scored rows in the order of Add, the first BatchSize::scored at most;
-  // valid until the next Run or MoreLogits.
+  // Runs the batch and begins a new one: advances its sequences. Logits [n, vocab] of the scored rows in the order of Add, the first BatchSize::scored at most,
+  // in the host's memory; valid until the next Run or MoreLogits.
   Tensor Run();
+  // The same, but gives for each of these rows the token of its largest logit, the lowest id among equals; −1 where a logit isn't finite. On an accelerator
+  // nothing else comes to the host.
+  std::span<const int32_t> RunGreedy();
   // Those of the next scored rows of the same batch.
   Tensor MoreLogits();
 
  private:
+  bool Pad();
+  int64_t Compute(bool choose);
+  Tensor ToHost(const Tensor& logits);
+
   const Model& model_;
   BatchSize size_;
-  StatePool pool_;
+  Accelerator* accelerator_;
   Runtime runtime_;
-  Tensor hidden_, logits_;
+  StatePool pool_;
+  Tensor hidden_, logits_, chosen_;
+  Buffer host_logits_;
+  std::vector<int32_t> host_chosen_;
   Batch batch_;
   std::vector<SequenceState*> sequences_;    // of the batch
   int64_t unscored_row_ = 0, unscored_ = 0;  // of hidden_: the first row without logits, and how many there are

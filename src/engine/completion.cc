@@ -51,11 +51,25 @@ Completion::Completion(const Request& request, const Listener& listener, int ind
   result_.text.reserve(8 * tokens);
 }
 
+bool Completion::TakesLikeliest() const {
+  const Sampling& s = sampler_.sampling();
+  const bool adjusts = !s.logit_bias.empty() || s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0;
+  return s.temperature == 0 && !adjusts && request_.min_tokens == 0 && !request_.top_logprobs && !request_.prompt_logprobs;
+}
+
 bool Completion::Choose(std::span<const float> logits, int64_t position, SamplerSpace& space) {
+  const auto chosen = static_cast<int64_t>(result_.tokens.size());
+  if (chosen >= room_) return false;
+  return Accept(sampler_.Sample(logits, static_cast<uint64_t>(position), space, chosen >= request_.min_tokens ? std::span<const int32_t>() : last_tokens_),
+                logits);
+}
+
+bool Completion::Take(int32_t token) { return static_cast<int64_t>(result_.tokens.size()) < room_ && Accept(token, {}); }
+
+// The token becomes part of the text, or ends it.
+bool Completion::Accept(int32_t token, std::span<const float> logits) {
   const auto chosen = [&] { return static_cast<int64_t>(result_.tokens.size()); };
-  if (chosen() >= room_) return false;
   const bool may_end = chosen() >= request_.min_tokens;
-  const int32_t token = sampler_.Sample(logits, static_cast<uint64_t>(position), space, may_end ? std::span<const int32_t>() : last_tokens_);
   if (may_end && Contains(last_tokens_, token)) return End(!request_.ignore_eos && Contains(ends_, token) ? FinishReason::kEos : FinishReason::kStop), false;
   result_.tokens.push_back(token);
   if (request_.top_logprobs) result_.logprobs.push_back(Logprobs(logits, token, *request_.top_logprobs));

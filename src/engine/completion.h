@@ -28,6 +28,11 @@ class Completion {
   // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
   bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
 
+  // Whether Choose would always take the token of the largest logit, the lowest id among equals, and wants nothing else of the logits. Then Take can do what it
+  // does, given that token.
+  bool TakesLikeliest() const;
+  bool Take(int32_t token);
+
   // Takes the logits after each of the prompt's tokens but the last, in order, where the request asks for the prompt's log probabilities.
   void ScorePrompt(std::span<const float> logits);
 
@@ -40,6 +45,7 @@ class Completion {
   Generation& result() { return result_; }
 
  private:
+  bool Accept(int32_t token, std::span<const float> logits);
   void Show(const std::string& piece);
 
   const Request& request_;

@@ -10,6 +10,7 @@
 #include "base/memory.h"
 #include "base/units.h"
 #include "engine/completion.h"
+#include "engine/device_model.h"
 #include "engine/session.h"
 
 namespace bamba {
@@ -39,13 +40,20 @@ PoolSize PoolFor(const Config& config, const EngineOptions& options) {
 }
 
 MemoryPlan FittingPlan(const Model& model, PoolSize pool, BatchSize batch, const EngineOptions& options) {
-  MemoryPlan plan = PlanMemory(model, pool, StepWorkspace(model, batch.rows, batch.scored));
+  const Execution& execution = options.execution;
+  MemoryPlan plan = PlanMemory(model, pool, StepWorkspace(model, batch.rows, batch.scored, execution), execution);
   plan.snapshots = options.snapshot_bytes;
-  CheckFits(plan, AvailableMemory(), options.name);
+  CheckFits(plan, MemoryLeft(execution), options.name);
   if (HasAttention(model.config) && pool.pages < PagesFor(options.context))
     throw Error("{}: one sequence of {} tokens needs {} pages of keys and values ({}), the plan has {} for all sequences; lower --context", options.name,
                 Thousands(options.context), PagesFor(options.context), HumanBytes(static_cast<double>(PagesFor(options.context) * plan.page)), pool.pages);
   return plan;
+}
+
+Model Placed(const Model& model, const MemoryPlan& plan, const EngineOptions& options) {
+  return ModelFor(options.execution, model, [&](int64_t done) {
+    if (options.loading) options.loading(done, plan.weights);
+  });
 }
 
 }  // namespace
@@ -90,14 +98,15 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
     : model_(model),
       tokenizer_(tokenizer),
       options_(std::move(options)),
-      batch_size_{.rows = std::max<int64_t>(PrefillRows(model.config), options_.sequences), .scored = std::max<int64_t>(kScoredRows, options_.sequences)},
+      batch_size_{.rows = std::max<int64_t>(PrefillRows(model.config, options_.execution), options_.sequences),
+                  .scored = std::max<int64_t>(kScoredRows, options_.sequences)},
       pool_size_(PoolFor(model.config, options_)),
       plan_(FittingPlan(model, pool_size_, batch_size_, options_)),
-      runner_(model, pool_size_, batch_size_, options_.threads),
+      placed_(Placed(model, plan_, options_)),
+      runner_(placed_, pool_size_, batch_size_, options_.execution),
       snapshots_(options_.snapshot_bytes),
       ends_(Ends(model.config, tokenizer)),
       free_{.slots = pool_size_.slots, .pages = pool_size_.pages} {
-  runner_.context().precise = options_.precise;
   const auto sequences = static_cast<size_t>(options_.sequences);
   running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences);
 }
@@ -176,7 +185,7 @@ void Engine::ReleaseSession(SequenceState& sequence) {
 }
 
 const SessionIdentity& Engine::Identity() {
-  if (!identity_) identity_ = IdentityOf(model_, options_.precise, *runner_.context().threads);
+  if (!identity_) identity_ = IdentityOf(model_, options_.execution, *runner_.context().threads);
   return *identity_;
 }
 
@@ -265,11 +274,21 @@ bool Engine::CheckFinite(Text& text, std::span<const float> logits, int64_t posi
   return false;
 }
 
-void Engine::RunBatch() {
+// The same for a token that the device chose.
+bool Engine::CheckChosen(Text& text, int32_t token) const {
+  if (token >= 0) return true;
+  text.completion.Fail(fmt::format("{}: a logit is not finite at position {}; `bamba verify` names the tensor where that begins", options_.name,
+                                   text.sequence.position - 1));
+  text.over = true;
+  return false;
+}
+
+// The rows of this step, handed to the runner.
+void Engine::AddRows() {
   unread_.clear();
   for (const auto& text : running_) unread_.push_back(static_cast<int64_t>(text->unread.size()));
   rows_.resize(running_.size());
-  ShareRows(unread_, {.most = batch_size_.rows, .prompts_beside_text = kPrefillRowsBesideText}, rows_);
+  ShareRows(unread_, {.most = batch_size_.rows, .prompts_beside_text = PrefillRowsBesideText(options_.execution)}, rows_);
   for (size_t i = 0; i < running_.size(); i++) {
     Text& text = *running_[i];
     const auto rows = static_cast<size_t>(rows_[i]);
@@ -277,6 +296,28 @@ void Engine::RunBatch() {
     text.unread = text.unread.subspan(rows);
     WarnOfLength(text.sequence.position + rows_[i]);
   }
+}
+
+// Where every text takes the likeliest token and nothing but it, only tokens need come from where the model runs.
+void Engine::RunGreedyBatch() {
+  AddRows();
+  const std::span<const int32_t> chosen = runner_.RunGreedy();
+  size_t used = 0;
+  const size_t members = running_.size();
+  for (size_t i = 0; i < members; i++) {
+    Text& text = *running_[i];
+    if (!text.unread.empty()) continue;
+    const Next next{.token = chosen[used++]};
+    const size_t forks = running_.size();
+    if (!text.prompt_read) ForkCompletions(text);
+    Continue(text, next);
+    for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], next);
+  }
+}
+
+void Engine::RunBatch() {
+  if (std::all_of(running_.begin(), running_.end(), [](const auto& text) { return text->completion.TakesLikeliest(); })) return RunGreedyBatch();
+  AddRows();
   Tensor logits = runner_.Run();
   int64_t used = 0;
   const auto next_row = [&] {
@@ -297,8 +338,8 @@ void Engine::RunBatch() {
     if (text.over) continue;
     const size_t forks = running_.size();
     if (!text.prompt_read) ForkCompletions(text);
-    Continue(text, row);
-    for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], row);
+    Continue(text, {.logits = row});
+    for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], {.logits = row});
   }
 }
 
@@ -323,7 +364,7 @@ bool Engine::Guarded(const Body& body) {
   }
 }
 
-void Engine::Continue(Text& text, std::span<const float> logits) {
+void Engine::Continue(Text& text, const Next& next) {
   Generation& result = text.completion.result();
   if (!text.prompt_read) {
     text.prompt_read = Clock::now();
@@ -331,9 +372,11 @@ void Engine::Continue(Text& text, std::span<const float> logits) {
   } else {
     result.steps++;
   }
-  if (!CheckFinite(text, logits, text.sequence.position - 1)) return;
+  if (next.logits.empty() ? !CheckChosen(text, next.token) : !CheckFinite(text, next.logits, text.sequence.position - 1)) return;
   bool goes_on = false;
-  text.quiet = !Guarded([&] { goes_on = text.completion.Choose(logits, text.sequence.position, sampler_space_); });
+  text.quiet = !Guarded([&] {
+    goes_on = next.logits.empty() ? text.completion.Take(next.token) : text.completion.Choose(next.logits, text.sequence.position, sampler_space_);
+  });
   if (text.quiet) text.completion.End(FinishReason::kInterrupted);
   text.over = !goes_on;
   if (text.over) return;

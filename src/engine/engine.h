@@ -14,6 +14,7 @@
 #include "engine/batch_runner.h"
 #include "engine/plan.h"
 #include "engine/request.h"
+#include "engine/runtime.h"
 #include "engine/scheduler.h"
 #include "engine/session_file.h"
 #include "engine/snapshot_store.h"
@@ -25,14 +26,14 @@ namespace bamba {
 
 struct EngineOptions {
   std::string name;  // of the model in errors: its directory
-  int threads = 1;
-  bool precise = true;                           // see Context::precise
+  Execution execution;
   int64_t context = 0;                           // tokens whose keys and values each sequence has room for; without attention there is no such limit
   int32_t sequences = 1;                         // that have their state in memory at a time; the others wait
   int64_t kv_tokens = 0;                         // tokens whose keys and values all sequences together have room for; 0: each has its full context
   bool roll_back = false;                        // sequences can go back, see Session::RollBack; takes up to twice the state
   int64_t snapshot_bytes = 0;                    // the most that Session::Snapshot keeps
   std::function<void(const std::string&)> warn;  // one line for the user; may be empty
+  std::function<void(int64_t done, int64_t of)> loading;  // is told the bytes of weights that an accelerator has; may be empty
 };
 
 using RequestId = int64_t;
@@ -89,10 +90,18 @@ class Engine {
   void Admit();
   void Begin(const std::shared_ptr<Job>& job, int index, SequenceState sequence, Demand holds, std::span<const int32_t> unread);
   void RunBatch();
+  void RunGreedyBatch();
+  void AddRows();
   static int64_t ScoredRows(const Text& text, int64_t unread, int64_t rows);
   bool CheckFinite(Text& text, std::span<const float> logits, int64_t position) const;
+  bool CheckChosen(Text& text, int32_t token) const;
   void ForkCompletions(Text& first);
-  void Continue(Text& text, std::span<const float> logits);
+  // What a text goes on from: the logits after its last token, or the token that is to follow.
+  struct Next {
+    std::span<const float> logits;
+    int32_t token = -1;
+  };
+  void Continue(Text& text, const Next& next);
   void RemoveEnded();
   void Tell(const Job& job, int index, Generation generation);
   void WarnOfLength(int64_t position);
@@ -105,6 +114,7 @@ class Engine {
   BatchSize batch_size_;
   PoolSize pool_size_;
   MemoryPlan plan_;
+  Model placed_;  // where it is executed
   BatchRunner runner_;
   SnapshotStore snapshots_;
   SamplerSpace sampler_space_;

@@ -3,7 +3,9 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/units.h"
+#include "engine/device_model.h"
 #include "model/params.h"
 #include "ops/op_table.h"
 
@@ -28,35 +30,43 @@ int64_t MemoryPlan::states() const { return Product(slots, slot); }
 
 int64_t MemoryPlan::kv() const { return Product(pages, page); }
 
-int64_t MemoryPlan::total() const { return Sum(Sum(Sum(weights, workspace), snapshots), Sum(states(), kv())); }
+int64_t MemoryPlan::total() const { return Sum(Sum(Sum(weights, workspace), on_device ? shared : snapshots), Sum(states(), kv())); }
 
-size_t MeasureWorkspace(const std::function<void(Context&)>& work) {
+size_t MeasureWorkspace(const std::function<void(Context&)>& work, Dtype activations, Accelerator* accelerator) {
   ThreadPool caller_only(1);
   Workspace workspace = Workspace::Measuring();
-  Context ctx{.device = &kMeasuringTable, .threads = &caller_only, .workspace = &workspace};
+  Context ctx{.device = &kMeasuringTable, .accelerator = accelerator, .dtype = activations, .threads = &caller_only, .workspace = &workspace};
   work(ctx);
   return workspace.high_water();
 }
 
-size_t StepWorkspace(const Model& model, int64_t rows, int64_t scored) {
-  return MeasureWorkspace([&](Context& ctx) {
+size_t StepWorkspace(const Model& model, int64_t rows, int64_t scored, const Execution& execution) {
+  const auto step = [&](Context& ctx) {
     States none;
-    Tensor logits = ctx.Temp({scored, model.config.vocab}), hidden = ctx.Temp({rows, model.config.dim});
+    Tensor logits = ctx.WideTemp({scored, model.config.vocab}), hidden = ctx.Temp({rows, model.config.dim});
+    if (execution.accelerator) ctx.workspace->Take(Dtype::kI32, {scored});
     Forward(ctx, model.config, model.weights, StatelessBatch(std::vector<int32_t>(static_cast<size_t>(rows))), none, hidden);
     Logits(ctx, model.config, model.weights, hidden.Rows(0, scored), logits);
-  });
+  };
+  return MeasureWorkspace(step, ActivationDtype(model, execution), execution.accelerator);
 }
 
-MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace) {
-  MemoryPlan plan{.slots = size.slots, .pages = size.pages, .workspace = static_cast<int64_t>(workspace)};
+MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace, const Execution& execution) {
+  MemoryPlan plan{.slots = size.slots, .pages = size.pages, .workspace = static_cast<int64_t>(workspace), .on_device = execution.accelerator != nullptr};
   Weights weights = model.weights;  // views: the table of parameters points into the struct it is given
   for (const Param& p : Parameters(model.config, weights)) plan.weights = Sum(plan.weights, static_cast<int64_t>(p.tensor->bytes()));
+  if (execution.accelerator) plan.weights = DeviceWeightBytes(model), plan.shared = execution.accelerator->OwnBytes();
   const auto bytes = [&](int32_t slots, int64_t pages) {
-    return static_cast<int64_t>(StatePool::Bytes(model.config, {.slots = slots, .pages = pages, .roll_back = size.roll_back}));
+    const PoolSize part{.slots = slots, .pages = pages, .roll_back = size.roll_back, .inputs = ActivationDtype(model, execution)};
+    return static_cast<int64_t>(StatePool::Bytes(model.config, part));
   };
   plan.slot = bytes(1, 0);
   plan.page = bytes(0, 1);
   return plan;
+}
+
+int64_t MemoryLeft(const Execution& execution) {
+  return execution.accelerator ? execution.accelerator->FreeBytes() + execution.accelerator->OwnBytes() : AvailableMemory();
 }
 
 void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& name) {
@@ -71,9 +81,9 @@ void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& nam
   part("state of " + some(plan.slots, "sequence"), plan.states());
   part("keys and values of " + some(Product(plan.pages, kKvBlock), "token"), plan.kv());
   part("temporaries", plan.workspace);
-  part("snapshots", plan.snapshots);
-  throw Error("{}: needs {} of memory ({}), this machine has {} left; lower --context (-n) or take a smaller model", name, human(plan.total()), parts,
-              human(available));
+  plan.on_device ? part("what its operations share", plan.shared) : part("snapshots", plan.snapshots);
+  throw Error("{}: needs {} of memory ({}), {} has {} left; lower --context (-n) or take a smaller model", name, human(plan.total()), parts,
+              plan.on_device ? "the GPU" : "this machine", human(available));
 }
 
 }  // namespace bamba

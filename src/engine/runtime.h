@@ -2,17 +2,27 @@
 
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "model/bamba.h"
 #include "ops/context.h"
 #include "ops/op_table.h"
 
 namespace bamba {
 
-// The CPU made ready to run ops: threads, and a workspace of a planned size (engine/plan.h).
+// Where and how a model runs.
+struct Execution {
+  int threads = 1;                     // of the host
+  bool precise = true;                 // see Context::precise
+  Accelerator* accelerator = nullptr;  // null: the host's processor
+  bool invariant = false;              // see Context::invariant
+};
+
+// Of activations: bf16 on an accelerator where the model's matrices are bf16 and nobody asked for precision, else f32.
+Dtype ActivationDtype(const Model& model, const Execution& execution);
+
+// A device made ready to run ops: threads, and a workspace of a planned size (engine/plan.h).
 class Runtime {
  public:
-  Runtime(int threads, size_t workspace_bytes) : threads_(threads), workspace_(workspace_bytes) {
-    context_.device = &cpu::kTable, context_.threads = &threads_, context_.workspace = &workspace_;
-  }
+  Runtime(const Model& model, const Execution& execution, size_t workspace_bytes);
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 

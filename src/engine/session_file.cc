@@ -42,8 +42,9 @@ void CheckIdentity(const std::string& path, const Header& header, const SessionI
     throw Error("{}: was saved by another build of this program, which may round differently (build {:016x}, this is {:016x}); use that one, or begin anew",
                 path, header.build, identity.build);
   if (NameIn(header.arithmetic) != identity.arithmetic)
-    throw Error("{}: was saved with the arithmetic {}, now it is {}; set BAMBA_SIMD={} on a machine that has it, or begin anew", path,
-                NameIn(header.arithmetic), identity.arithmetic, NameIn(header.arithmetic));
+    throw Error("{}: was saved with the arithmetic {}, now it is {}; set {} on a machine that has it, or begin anew", path, NameIn(header.arithmetic),
+                identity.arithmetic,
+                NameIn(header.arithmetic).starts_with("cuda") ? "--device cuda" : "BAMBA_SIMD=" + NameIn(header.arithmetic));
   if ((header.precise != 0) != identity.precise)
     throw Error("{}: was saved {} --precise, now it is {}; {} it, or begin anew", path, header.precise ? "with" : "without",
                 identity.precise ? "with" : "without", header.precise ? "add" : "leave out");
@@ -102,13 +103,18 @@ uint64_t ModelHash(const Model& model, ThreadPool& threads, size_t whole) {
   return hash.value();
 }
 
-SessionIdentity IdentityOf(const Model& model, bool precise, ThreadPool& threads) {
+SessionIdentity IdentityOf(const Model& model, const Execution& execution, ThreadPool& threads) {
   const std::string program = ExecutablePath();
   if (program.empty()) throw Error("the system does not tell which file this program is, so that a session could not be told from another build's");
   const MappedFile file(program);
   Hash hash;
   hash.Add(file.data(), file.size());
-  return {.build = hash.value(), .model = ModelHash(model, threads), .arithmetic = cpu::SimdName(), .precise = precise};
+  std::string arithmetic = cpu::SimdName();
+  if (execution.accelerator) {
+    hash.Add(execution.accelerator->name());
+    arithmetic = execution.invariant ? "cuda-invariant" : "cuda";
+  }
+  return {.build = hash.value(), .model = ModelHash(model, threads), .arithmetic = std::move(arithmetic), .precise = execution.precise};
 }
 
 void WriteSession(const std::string& path, const SessionIdentity& identity, std::span<const int32_t> tokens, const StatePool& pool,

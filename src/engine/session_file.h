@@ -7,6 +7,7 @@
 
 #include "base/mapped_file.h"
 #include "base/thread_pool.h"
+#include "engine/runtime.h"
 #include "engine/state_pool.h"
 #include "model/bamba.h"
 
@@ -16,7 +17,7 @@ namespace bamba {
 struct SessionIdentity {
   uint64_t build = 0;      // of the program's file
   uint64_t model = 0;      // see ModelHash
-  std::string arithmetic;  // SIMD level that the ops run at, as BAMBA_SIMD spells it
+  std::string arithmetic;  // SIMD level that the ops run at, as BAMBA_SIMD spells it, or of an accelerator "cuda" or "cuda-invariant"
   bool precise = true;     // see Context::precise
 };
 
@@ -25,8 +26,8 @@ struct SessionIdentity {
 // threads.
 uint64_t ModelHash(const Model& model, ThreadPool& threads, size_t whole = size_t{1} << 30);
 
-// Of the running program and its arithmetic. Throws Error where the system doesn't tell the program's file.
-SessionIdentity IdentityOf(const Model& model, bool precise, ThreadPool& threads);
+// Of the running program, of the host's copy of the model, and of the arithmetic. Throws Error where the system doesn't tell the program's file.
+SessionIdentity IdentityOf(const Model& model, const Execution& execution, ThreadPool& threads);
 
 // A session's file: a header of fixed size (format version, identity, counts, a hash of what follows, a hash of itself), the tokens (int32), the state's
 // image (engine/state_pool.h). Numbers are little-endian, as on every machine that this runs on.

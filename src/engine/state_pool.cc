@@ -14,13 +14,13 @@ States TakeStates(const Config& c, const PoolSize& size, Workspace& memory) {
   States states{std::vector<MambaState>(c.blocks.size()), std::vector<KvPages>(c.blocks.size())};
   for (size_t i = 0; i < c.blocks.size(); i++) {
     if (c.blocks[i] == BlockKind::kMamba2) {
-      states.mamba[i] = {.conv = memory.Take(Dtype::kF32, {size.slots, conv_ring, c.conv_dim()}),
-                         .xbc = memory.Take(Dtype::kF32, {size.slots, scan_ring, c.conv_dim()}),
-                         .dt = memory.Take(Dtype::kF32, {size.slots, scan_ring, c.mamba_heads}),
+      states.mamba[i] = {.conv = memory.Take(size.inputs, {size.slots, conv_ring, c.conv_dim()}),
+                         .xbc = memory.Take(size.inputs, {size.slots, scan_ring, c.conv_dim()}),
+                         .dt = memory.Take(size.inputs, {size.slots, scan_ring, c.mamba_heads}),
                          .ssm = memory.Take(Dtype::kF32, {size.slots, boundaries, c.mamba_heads, c.mamba_head_dim, c.mamba_state})};
     } else if (c.blocks[i] == BlockKind::kAttention) {
-      states.kv[i] = {.k = memory.Take(Dtype::kF32, {size.pages, kKvBlock, c.kv_heads, c.head_dim}),
-                      .v = memory.Take(Dtype::kF32, {size.pages, kKvBlock, c.kv_heads, c.head_dim})};
+      states.kv[i] = {.k = memory.Take(size.inputs, {size.pages, kKvBlock, c.kv_heads, c.head_dim}),
+                      .v = memory.Take(size.inputs, {size.pages, kKvBlock, c.kv_heads, c.head_dim})};
     }
   }
   return states;
@@ -48,11 +48,12 @@ size_t StatePool::Bytes(const Config& config, PoolSize size) {
   return measuring.high_water();
 }
 
-StatePool::StatePool(const Config& config, PoolSize size)
+StatePool::StatePool(const Config& config, PoolSize size, DeviceMemory* device)
     : config_(config),
       attention_(config.Count(BlockKind::kAttention) > 0),
       size_(size),
-      memory_(Bytes(config, size)),
+      device_(device),
+      memory_(Bytes(config, size), device),
       states_(TakeStates(config, size, memory_)),
       free_slots_(Descending(size.slots)),
       free_pages_(Descending(size.pages)) {}
@@ -96,9 +97,9 @@ std::optional<SequenceState> StatePool::Fork(const SequenceState& sequence) {
   if (!fork) return std::nullopt;
   if (!Grow(*fork, sequence.position)) return Free(*fork), std::nullopt;
   fork->position = sequence.position, fork->furthest = sequence.furthest;
-  const auto copy = [](const Tensor& t, int64_t from, int64_t to) {
-    const Tensor source = t.At(from);
-    std::memcpy(t.At(to).data(), source.data(), source.bytes());
+  const auto copy = [&](const Tensor& t, int64_t from, int64_t to) {
+    const Tensor source = t.At(from), target = t.At(to);
+    device_ ? device_->Copy(target.data(), source.data(), source.bytes()) : void(std::memcpy(target.data(), source.data(), source.bytes()));
   };
   for (const MambaState& mamba : states_.mamba)
     if (mamba.ssm)
@@ -124,8 +125,9 @@ int64_t StatePool::ImageBytes(int64_t position, int64_t reach) const {
   const Config& c = config_;
   const int64_t conv = (position - FirstConvInput(c, reach)) * c.conv_dim(), scan = (position - Boundary(reach)) * (c.conv_dim() + c.mamba_heads);
   const int64_t boundaries = position / kSsdChunk - reach / kSsdChunk + (reach >= kSsdChunk ? 1 : 0);
-  const int64_t mamba = conv + scan + boundaries * c.inner() * c.mamba_state, attention = 2 * position * c.kv_heads * c.head_dim;
-  return static_cast<int64_t>(sizeof(float)) * (c.Count(BlockKind::kMamba2) * mamba + c.Count(BlockKind::kAttention) * attention);
+  const auto input = static_cast<int64_t>(SizeOf(size_.inputs)), state = static_cast<int64_t>(sizeof(float));
+  const int64_t mamba = input * (conv + scan) + state * boundaries * c.inner() * c.mamba_state, attention = input * 2 * position * c.kv_heads * c.head_dim;
+  return c.Count(BlockKind::kMamba2) * mamba + c.Count(BlockKind::kAttention) * attention;
 }
 
 // Oldest first: where an image reaches further back than this pool's rings, newer entries replace the older ones.
@@ -157,7 +159,13 @@ void StatePool::ForEachPiece(const SequenceState& sequence, int64_t reach, const
 
 void StatePool::Save(const SequenceState& sequence, int64_t reach, const std::function<void(const void*, size_t)>& write) const {
   CHECK_MSG(Reach(sequence) <= reach && reach <= sequence.position, "reach of {} at {}, once at {}", reach, sequence.position, sequence.furthest);
-  ForEachPiece(sequence, reach, [&](const Tensor& piece) { write(piece.data(), piece.bytes()); });
+  std::vector<char> from_device;
+  ForEachPiece(sequence, reach, [&](const Tensor& piece) {
+    if (!device_) return write(piece.data(), piece.bytes());
+    from_device.resize(piece.bytes());
+    device_->Download(from_device.data(), piece.data(), piece.bytes());
+    write(from_device.data(), piece.bytes());
+  });
 }
 
 bool StatePool::Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const char> image) {
@@ -166,7 +174,7 @@ bool StatePool::Restore(SequenceState& sequence, int64_t position, int64_t reach
   sequence.position = position;
   sequence.furthest = reach > 0 ? reach + kSsdChunk : position;
   ForEachPiece(sequence, reach, [&](const Tensor& piece) {
-    std::memcpy(piece.data(), image.data(), piece.bytes());
+    device_ ? device_->Upload(piece.data(), image.data(), piece.bytes()) : void(std::memcpy(piece.data(), image.data(), piece.bytes()));
     image = image.subspan(piece.bytes());
   });
   CHECK(image.empty());

@@ -16,6 +16,7 @@ struct PoolSize {
   int32_t slots = 1;       // sequences at a time
   int64_t pages = 0;       // of kKvBlock tokens, shared by all sequences; a model without attention needs none
   bool roll_back = false;  // keep what RollBack needs: rings of 2 · kSsdChunk tokens and a second boundary state
+  Dtype inputs = Dtype::kF32;  // of all but boundary states, which are f32: the activations' (ops/context.h)
 };
 
 // Pages that hold the keys and values of `tokens` tokens.
@@ -33,7 +34,8 @@ struct SequenceState {
 // one buffer whose untouched pages cost nothing.
 class StatePool {
  public:
-  StatePool(const Config& config, PoolSize size);  // throws Error where the system refuses the memory
+  // In the host's memory or the device's. Throws Error where there is no room.
+  StatePool(const Config& config, PoolSize size, DeviceMemory* device = nullptr);
 
   // Bytes that a pool takes from the system at most.
   static size_t Bytes(const Config& config, PoolSize size);
@@ -75,6 +77,7 @@ class StatePool {
   Config config_;
   bool attention_;
   PoolSize size_;
+  DeviceMemory* device_;
   Workspace memory_;
   States states_;
   std::vector<int32_t> free_slots_, free_pages_;

@@ -1,7 +1,5 @@
 #include "eval/hidden_states.h"
 
-#include <cstring>
-
 namespace bamba {
 
 HiddenStates ForwardHiddenStates(Context& ctx, const Model& model, std::span<const int32_t> tokens) {
@@ -15,11 +13,15 @@ HiddenStates ForwardHiddenStates(Context& ctx, const Model& model, std::span<con
   const auto outer = std::exchange(ctx.observer, [&](std::string_view op, int layer, const Tensor& output) {
     const size_t after = static_cast<size_t>(layer + 1);  // the sub-block that reads this output
     const bool before_mixer = after < c.blocks.size() && c.blocks[after] != BlockKind::kSwiGlu;
-    if (op == "Embed" || (op == "Residual" && before_mixer)) std::memcpy(out.states[static_cast<size_t>(next++)].data(), output.data(), output.bytes());
+    if (op == "Embed" || (op == "Residual" && before_mixer)) ops::ToHost(ctx, output, out.states[static_cast<size_t>(next++)].data());
   });
   States stateless;
-  Forward(ctx, c, model.weights, StatelessBatch({tokens.begin(), tokens.end()}), stateless, out.states.back());
+  out.last = ctx.Temp({rows, c.dim});
+  Forward(ctx, c, model.weights, StatelessBatch({tokens.begin(), tokens.end()}), stateless, out.last);
   ctx.observer = outer;
+  std::vector<char> numbers(out.last.bytes());
+  ops::ToHost(ctx, out.last, numbers.data());
+  Convert(numbers.data(), out.last.dtype(), out.states.back().data(), Dtype::kF32, static_cast<size_t>(out.last.size()));
   CHECK_EQ(next + 1, count);
   return out;
 }

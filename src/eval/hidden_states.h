@@ -12,6 +12,7 @@ namespace bamba {
 // layers() + 1 tensors [T, dim] f32.
 struct HiddenStates {
   std::vector<Tensor> states;
+  Tensor last;  // the last one where the model is executed: a temporary of the context
   Buffer storage;
 };
 

@@ -55,10 +55,12 @@ PerplexityResult Perplexity(Context& ctx, const Model& model, std::span<const in
     Frame frame(ctx);
     const size_t begin = static_cast<size_t>(k * o.stride);
     const int64_t first = k == 0 ? 0 : length - o.stride;  // earlier ones were scored by the window before
-    Tensor nll = ctx.Temp({length - first});
+    Tensor nll = ctx.WideTemp({length - first});
     ScoreTokens(ctx, model, tokens.subspan(begin, static_cast<size_t>(length) + 1), first, nll);
+    std::vector<float> numbers(static_cast<size_t>(length - first));
+    ops::ToHost(ctx, nll, numbers.data());
     for (int64_t i = first; i < length; i++) {
-      const double x = static_cast<double>(nll.as<float>()[i - first]);
+      const double x = static_cast<double>(numbers[static_cast<size_t>(i - first)]);
       const size_t token = begin + 1 + static_cast<size_t>(i);
       if (!std::isfinite(x))
         throw Error("token {} of the text has a negative log likelihood of {}; `bamba verify` names weights that are not finite", token, x);

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "eval/hidden_states.h"
 #include "model/params.h"
+#include "ops/op_table.h"
 
 namespace bamba {
 namespace {
@@ -59,9 +60,12 @@ void CompareLogits(Context& ctx, const Model& model, const Tensor& hidden, const
   for (int64_t row = 0; row < hidden.rows(); row += kRows) {
     Frame frame(ctx);
     const int64_t rows = std::min(kRows, hidden.rows() - row);
-    Tensor logits = ctx.Temp({rows, model.config.vocab});
+    Tensor logits = ctx.WideTemp({rows, model.config.vocab});
     Logits(ctx, model.config, model.weights, hidden.Rows(row, rows), logits);
-    errors.logits = std::max(errors.logits.value_or(0), LargestDifference(logits, reference.Rows(row, rows)));
+    std::vector<float> ours(static_cast<size_t>(logits.size()));
+    ops::ToHost(ctx, logits, ours.data());
+    const Tensor host(ours.data(), Dtype::kF32, {rows, model.config.vocab});
+    errors.logits = std::max(errors.logits.value_or(0), LargestDifference(host, reference.Rows(row, rows)));
   }
 }
 
@@ -95,6 +99,14 @@ void CompareGradients(Model& gradients, const SafetensorsFile& file, ReferenceEr
   }
 }
 
+void ForwardLoss(Context& ctx, const Model& model, const std::vector<int32_t>& tokens, std::span<const int32_t> labels, const Tensor& nll) {
+  Frame frame(ctx);
+  States stateless;
+  Tensor hidden = ctx.Temp({static_cast<int64_t>(tokens.size()), model.config.dim});
+  Forward(ctx, model.config, model.weights, StatelessBatch(tokens), stateless, hidden);
+  NegativeLogLikelihood(ctx, model.config, model.weights, hidden, labels, nll);
+}
+
 // The labels of row t's prediction: token t + 1's, as Hugging Face shifts them.
 std::vector<int32_t> ShiftedLabels(const SafetensorsFile& file, const std::vector<int64_t>& labels, int64_t vocab) {
   std::vector<int32_t> shifted;
@@ -120,14 +132,20 @@ void CompareLoss(Context& ctx, const Model& model, const SafetensorsFile& file, 
     count += std::count_if(shifted.back().begin(), shifted.back().end(), [](int32_t label) { return label != ops::kIgnoredLabel; });
   }
   if (count == 0) return;
-  const bool with_gradients = std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& t) { return t.name.starts_with("grad."); });
+  // A device that doesn't train has the loss alone.
+  const bool with_gradients = ctx.device->LinearBackward && std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& t) { return t.name.starts_with("grad."); });
   Model gradients = with_gradients ? AllocateModel(model.config, Dtype::kF32) : Model{.config = model.config, .weights = EmptyWeights(model.config)};
   double sum = 0;
   for (size_t b = 0; b < inputs.size(); b++) {
     Frame frame(ctx);
-    Tensor nll = ctx.Temp({static_cast<int64_t>(inputs[b].size())});
-    ForwardBackward(ctx, model, inputs[b], shifted[b], 1.0 / static_cast<double>(count), nll, gradients.weights);
-    for (int64_t t = 0; t < nll.size(); t++) sum += static_cast<double>(nll.as<float>()[t]);
+    Tensor nll = ctx.WideTemp({static_cast<int64_t>(inputs[b].size())});
+    if (with_gradients)
+      ForwardBackward(ctx, model, inputs[b], shifted[b], 1.0 / static_cast<double>(count), nll, gradients.weights);
+    else
+      ForwardLoss(ctx, model, inputs[b], shifted[b], nll);
+    std::vector<float> numbers(static_cast<size_t>(nll.size()));
+    ops::ToHost(ctx, nll, numbers.data());
+    for (float x : numbers) sum += static_cast<double>(x);
   }
   errors.loss = sum / static_cast<double>(count);
   if (with_gradients) CompareGradients(gradients, file, errors);
@@ -147,6 +165,19 @@ void ForwardBackward(Context& ctx, const Model& model, const std::vector<int32_t
   Backward(ctx, model.config, model.weights, batch, saved, dhidden, gradients);
 }
 
+void MeasureComparison(Context& ctx, const Model& model, const std::vector<int32_t>& tokens) {
+  Frame frame(ctx);
+  const auto rows = std::ssize(tokens);
+  const std::vector<int32_t> labels(tokens.size(), 0);
+  const Tensor nll = ctx.WideTemp({rows});
+  ctx.Temp({rows, model.config.dim});  // HiddenStates::last
+  Weights gradients = EmptyWeights(model.config);
+  if (ctx.accelerator)
+    ForwardLoss(ctx, model, tokens, labels, nll);
+  else
+    ForwardBackward(ctx, model, tokens, labels, 1, nll, gradients);
+}
+
 Rows ReadTokenRows(const SafetensorsFile& file, std::string_view name, int64_t vocab) {
   const StoredTensor* stored = file.Find(name);
   if (!stored) throw Error("{}: has no tensor '{}'; expected token ids [B, T] (I64) under that name", file.path(), name);
@@ -162,8 +193,9 @@ ReferenceErrors CompareWithReference(Context& ctx, const Model& model, const Saf
   const Tensor logits = FindFloat(file, "logits", {batch, length, c.vocab});
   ReferenceErrors errors{.reference_loss = reference_loss};
   for (size_t b = 0; b < inputs.size(); b++) {
+    Frame frame(ctx);
     const HiddenStates ours = ForwardHiddenStates(ctx, model, inputs[b]);
-    if (logits) CompareLogits(ctx, model, ours.states.back(), logits.At(static_cast<int64_t>(b)), errors);
+    if (logits) CompareLogits(ctx, model, ours.last, logits.At(static_cast<int64_t>(b)), errors);
     CompareHidden(ours, file, b, batch, c.dim, errors);
   }
   if (const StoredTensor* labels = file.Find("labels")) CompareLoss(ctx, model, file, inputs, *labels, errors);

@@ -32,6 +32,9 @@ void ForwardBackward(Context& ctx, const Model& model, const std::vector<int32_t
 
 // Runs the model on `file`'s input_ids and compares with its logits [B, T, V], hidden.i [B, T, D], labels [B, T] and grad.NAME. The reference's loss isn't in
 // the file: the caller gives it where known. `ctx` needs room for a forward and backward pass of the longest row.
+// Takes the temporaries of CompareWithReference for rows like these: for MeasureWorkspace.
+void MeasureComparison(Context& ctx, const Model& model, const std::vector<int32_t>& tokens);
+
 ReferenceErrors CompareWithReference(Context& ctx, const Model& model, const SafetensorsFile& file, std::optional<double> reference_loss);
 
 // Continuations that the reference holds: a prompt and the tokens it was continued with, greedily.

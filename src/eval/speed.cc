@@ -22,7 +22,9 @@ PoolSize PoolOf(const Model& model, const SpeedTest& test) {
   return {.slots = static_cast<int32_t>(test.batch), .pages = attention ? test.batch * PagesFor(Length(test)) : 0};
 }
 
-int64_t MostRows(const Config& c, const SpeedTest& test) { return test.generate > 0 ? test.batch : std::min(PrefillRows(c), test.tokens()); }
+int64_t MostRows(const Config& c, const SpeedTest& test) {
+  return test.generate > 0 ? test.batch : std::min(PrefillRows(c, test.execution), test.tokens());
+}
 
 // A call of the model: the next rows of sequences [first, first + rows.size()). Those that come to an end, or write, get logits.
 struct Call {
@@ -44,20 +46,23 @@ Call CallAfter(const Config& c, const SpeedTest& test, int64_t done) {
 }
 
 // Bytes of state that the next row of a sequence at `position` reads.
-double StateBytes(const Config& c, int64_t position) {
+double StateBytes(const Config& c, int64_t position, Dtype input_dtype) {
   const int64_t boundary = position >= kSsdChunk ? c.inner() * c.mamba_state : 0, inputs = (c.conv_dim() + c.mamba_heads) * (position % kSsdChunk);
-  const int64_t keys_values = 2 * c.kv_heads * c.head_dim * position;
-  return static_cast<double>(c.Count(BlockKind::kMamba2) * (boundary + inputs) + c.Count(BlockKind::kAttention) * keys_values) * sizeof(float);
+  const int64_t keys_values = 2 * c.kv_heads * c.head_dim * position, mamba = c.Count(BlockKind::kMamba2), attention = c.Count(BlockKind::kAttention);
+  return static_cast<double>(mamba * boundary) * sizeof(float) + static_cast<double>(mamba * inputs + attention * keys_values) * static_cast<double>(SizeOf(input_dtype));
 }
 
-BatchSize LargestBatch(const Config& c, const SpeedTest& test) { return {.rows = MostRows(c, test), .scored = test.batch}; }
+// A text's step may be padded on an accelerator (engine/batch_runner.h): there is room for it.
+BatchSize LargestBatch(const Config& c, const SpeedTest& test) {
+  const int64_t room = test.execution.accelerator && test.generate > 0 ? 32 : 0;
+  return {.rows = MostRows(c, test) + room, .scored = test.batch + room};
+}
 
 // The sequences of a test, moved on by calls.
 class Player {
  public:
   Player(const Model& model, const SpeedTest& test)
-      : vocab_(static_cast<uint64_t>(model.config.vocab)), test_(test), runner_(model, PoolOf(model, test), LargestBatch(model.config, test), test.threads) {
-    runner_.context().precise = test.precise;
+      : vocab_(static_cast<uint64_t>(model.config.vocab)), test_(test), runner_(model, PoolOf(model, test), LargestBatch(model.config, test), test.execution) {
     if (test.context > 0) MakeUpState();
     for (int64_t i = 0; i < test.batch; i++) sequences_.push_back(runner_.pool().Allocate().value());
     tokens_.reserve(static_cast<size_t>(MostRows(model.config, test)));
@@ -76,7 +81,8 @@ class Player {
       const bool scored = test_.generate > 0 || sequence.position + call.rows[i] == Length(test_);
       runner_.Add(sequence, tokens_, scored ? 1 : 0);
     }
-    CHECK_EQ(runner_.Run().rows(), call.scored);
+    // What a prompt's reader waits for, too, is one token.
+    CHECK_EQ(test_.execution.accelerator ? std::ssize(runner_.RunGreedy()) : runner_.Run().rows(), call.scored);
   }
 
  private:
@@ -88,7 +94,11 @@ class Player {
   void MakeUpState() {
     uint64_t seed = 1;
     const auto fill = [&](const Tensor& tensor) {
-      if (tensor) FillRandom(*runner_.context().threads, tensor, seed++, -1, 1);
+      if (!tensor) return;
+      if (test_.execution.accelerator)
+        test_.execution.accelerator->FillRandom(tensor, seed++, -1, 1);
+      else
+        FillRandom(*runner_.context().threads, tensor, seed++, -1, 1);
     };
     for (const MambaState& state : runner_.pool().states().mamba) fill(state.conv), fill(state.xbc), fill(state.dt), fill(state.ssm);
     for (const KvPages& kv : runner_.pool().states().kv) fill(kv.k), fill(kv.v);
@@ -104,21 +114,50 @@ class Player {
 
 // So much is read to measure bandwidth: as much as a step reads, since a model that stays in the caches has their speed for its limit.
 size_t ProbeBytes(const Model& model, const SpeedTest& test) {
+  if (test.execution.accelerator) return 0;  // before anything else takes the memory
   constexpr double kLeast = 1 << 24;
-  const double step = LimitSeconds(model, {.batch = test.batch, .context = test.context, .generate = 1}, {1, std::numeric_limits<double>::infinity()});
+  const double step = LimitSeconds(model, {.batch = test.batch, .context = test.context, .generate = 1, .execution = test.execution}, {1, std::numeric_limits<double>::infinity()});
   return static_cast<size_t>(std::clamp(step, kLeast, static_cast<double>(cpu::kLimitBytes)));
+}
+
+// What a GPU can do: its read bandwidth, and the products that its ops get with matrices large enough to keep all of it busy.
+MachineRates AcceleratorRates(const Model& model, const Execution& execution) {
+  constexpr int64_t kSize = 8192;
+  constexpr int kTimes = 5;
+  const Dtype activations = ActivationDtype(model, execution), weights = MainDtype(model);
+  Runtime runtime(model, execution, static_cast<size_t>(kSize * kSize) * (2 * SizeOf(activations) + SizeOf(weights)) + 4 * Workspace::kAlign);
+  Context& ctx = runtime.context();
+  const Tensor x = ctx.Temp({kSize, kSize}), w = ctx.workspace->Take(weights, {kSize, kSize}), y = ctx.Temp({kSize, kSize});
+  Accelerator& accelerator = *execution.accelerator;
+  accelerator.FillRandom(x, 1, -1, 1), accelerator.FillRandom(w, 2, -1, 1);
+  const auto products = [&](int times) {
+    return accelerator.Seconds([&] {
+      for (int i = 0; i < times; i++) ops::Linear(ctx, x, {w, {}}, y);
+    });
+  };
+  products(1);
+  double best = products(kTimes);
+  for (int i = 0; i < 2; i++) best = std::min(best, products(kTimes));
+  return {accelerator.ReadBandwidth(), kTimes * 2.0 * kSize * kSize * kSize / best};
 }
 
 // The machine's read bandwidth over the time of a measurement, asked for at moments of it that don't count.
 class Limits {
  public:
-  Limits(const Model& model, const SpeedTest& test) : threads_(test.threads), probe_(threads_, ProbeBytes(model, test)) {
-    operations_ = cpu::LinearRate(threads_, MainDtype(model), test.precise, 0.2);
+  Limits(const Model& model, const SpeedTest& test)
+      : accelerator_(test.execution.accelerator), threads_(test.execution.threads), probe_(threads_, ProbeBytes(model, test)) {
+    if (accelerator_) {
+      const MachineRates rates = AcceleratorRates(model, test.execution);
+      operations_ = rates.operations, sum_ = rates.bytes, samples_ = 1;
+      return;
+    }
+    operations_ = cpu::LinearRate(threads_, MainDtype(model), test.execution.precise, 0.2);
     Sample(0.2);
   }
 
   // Now and then; the seconds that it took.
   double MaySample() {
+    if (accelerator_) return 0;  // nobody shares a GPU's memory
     constexpr double kEvery = 0.25, kFor = 0.02;
     const auto start = Clock::now();
     if (std::chrono::duration<double>(start - last_).count() > kEvery) Sample(kFor);
@@ -132,6 +171,7 @@ class Limits {
     last_ = Clock::now();
   }
 
+  Accelerator* accelerator_;
   ThreadPool threads_;
   cpu::ReadProbe probe_;
   double operations_, sum_ = 0, samples_ = 0;
@@ -156,6 +196,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
   const Tensor &head = weights.head.weight, &embedding = weights.embedding.weight;
   const double row_bytes = static_cast<double>(static_cast<size_t>(c.dim) * SizeOf(embedding.dtype()));
 
+  const Dtype inputs = ActivationDtype(model, test.execution);
   double seconds = 0;
   for (int64_t done = 0; done < test.tokens();) {
     const Call call = CallAfter(model.config, test, done);
@@ -166,7 +207,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
     }
     if (!c.tied || call.scored == 0) bytes += row_bytes * static_cast<double>(call.total);
     for (size_t i = 0; i < call.rows.size(); i++)
-      bytes += StateBytes(c, test.context + (test.generate > 0 ? done / test.batch : i == 0 ? done % test.prompt : 0));
+      bytes += StateBytes(c, test.context + (test.generate > 0 ? done / test.batch : i == 0 ? done % test.prompt : 0), inputs);
     seconds += std::max(bytes / rates.bytes, operations / rates.operations);
     done += call.total;
   }
@@ -175,7 +216,7 @@ double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rate
 
 MemoryPlan PlanSpeed(const Model& model, const SpeedTest& test) {
   const BatchSize size = LargestBatch(model.config, test);
-  return PlanMemory(model, PoolOf(model, test), StepWorkspace(model, size.rows, size.scored) + ProbeBytes(model, test));
+  return PlanMemory(model, PoolOf(model, test), StepWorkspace(model, size.rows, size.scored, test.execution) + ProbeBytes(model, test), test.execution);
 }
 
 std::optional<SpeedResult> MeasureSpeed(const Model& model, const SpeedTest& test, int repetitions, const std::function<bool(int64_t)>& proceed) {

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "engine/batch_runner.h"
+#include "engine/device_model.h"
 #include "engine/session_file.h"
 
 namespace bamba {
@@ -72,6 +73,7 @@ struct TemporaryFile {
 // What all trials share. Each trial leaves the pools' slots and pages free, but not clean.
 struct Stage {
   const Model& model;
+  const Model placed;  // where it is executed
   BatchRunner alone, plain, history;  // history: a pool with roll_back
   SessionIdentity identity;
   std::vector<std::unique_ptr<ThreadPool>> threads;
@@ -83,21 +85,25 @@ struct Stage {
   }
   static constexpr int32_t kSlots = kMostMembers + 2;  // one that a sequence moves to, and a stranger
 
-  static int64_t Bytes(const Model& model) {
-    const int64_t work = 3 * static_cast<int64_t>(StepWorkspace(model, kBatch.rows, kBatch.scored));
-    const size_t pools = StatePool::Bytes(model.config, Pool(model, 1, false)) + StatePool::Bytes(model.config, Pool(model, kSlots, false)) +
-                         StatePool::Bytes(model.config, Pool(model, kSlots, true));
-    return work + static_cast<int64_t>(pools);
+  static int64_t Bytes(const Model& model, const Execution& execution) {
+    int64_t bytes = 3 * static_cast<int64_t>(StepWorkspace(model, kBatch.rows, kBatch.scored, execution));
+    for (PoolSize pool : {Pool(model, 1, false), Pool(model, kSlots, false), Pool(model, kSlots, true)}) {
+      pool.inputs = ActivationDtype(model, execution);
+      bytes += static_cast<int64_t>(StatePool::Bytes(model.config, pool));
+    }
+    return bytes;
   }
 
   Stage(const Model& m, const TrialOptions& options)
       : model(m),
-        alone(m, Pool(m, 1, false), kBatch, 1),
-        plain(m, Pool(m, kSlots, false), kBatch, 1),
-        history(m, Pool(m, kSlots, true), kBatch, 1),
-        identity(IdentityOf(m, true, *history.context().threads)) {
-    for (BatchRunner* runner : {&alone, &plain, &history}) runner->context().device = options.device;
-    for (int n : {1, 2, 3, options.threads}) threads.push_back(std::make_unique<ThreadPool>(n));
+        placed(ModelFor(options.execution, m)),
+        alone(placed, Pool(m, 1, false), kBatch, options.execution),
+        plain(placed, Pool(m, kSlots, false), kBatch, options.execution),
+        history(placed, Pool(m, kSlots, true), kBatch, options.execution),
+        identity(IdentityOf(m, options.execution, *history.context().threads)) {
+    if (options.device)
+      for (BatchRunner* runner : {&alone, &plain, &history}) runner->context().device = options.device;
+    for (int n : {1, 2, 3, options.execution.threads}) threads.push_back(std::make_unique<ThreadPool>(n));
   }
 };
 
@@ -119,7 +125,8 @@ class Trial {
 
   void Run() {
     const bool precise = Chance(random_, 2);
-    for (BatchRunner* runner : {&stage_.alone, &stage_.plain, &stage_.history}) runner->context().precise = precise;
+    for (BatchRunner* runner : {&stage_.alone, &stage_.plain, &stage_.history})
+      if (!runner->context().accelerator) runner->context().precise = precise;
     members_.resize(static_cast<size_t>(Pick(random_, 1, kMostMembers)));
     for (Member& m : members_) Begin(m);
     while (!std::all_of(members_.begin(), members_.end(), [](const Member& m) { return m.Complete(); })) {
@@ -285,8 +292,8 @@ class Trial {
 }  // namespace
 
 TrialReport RunTrials(const Model& model, const TrialOptions& options, const std::function<void(const TrialReport&)>& progress) {
-  MemoryPlan plan = PlanMemory(model, {.slots = 0}, static_cast<size_t>(Stage::Bytes(model)));
-  CheckFits(plan, AvailableMemory(), options.name);
+  const MemoryPlan plan = PlanMemory(model, {.slots = 0}, static_cast<size_t>(Stage::Bytes(model, options.execution)), options.execution);
+  CheckFits(plan, MemoryLeft(options.execution), options.name);
   Stage stage(model, options);
   TrialReport report;
   for (int64_t i = 0; i < options.trials; i++) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "model/bamba.h"
+#include "engine/runtime.h"
 #include "ops/op_table.h"
 
 namespace bamba {
@@ -12,8 +13,8 @@ namespace bamba {
 struct TrialOptions {
   int64_t trials = 0;
   uint64_t seed = 0;  // trial i is drawn from seed + i alone, so that any one can be run by itself
-  int threads = 1;    // the most; trials use 1, 2, 3 and this number
-  const OpTable* device = &cpu::kTable;
+  Execution execution;                  // trials use 1, 2, 3 and its number of threads, and on the CPU both kinds of precision
+  const OpTable* device = nullptr;      // instead of the CPU's own, in tests
   std::string name;  // of the model in errors
 };
 

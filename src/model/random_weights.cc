@@ -66,14 +66,20 @@ void FillRandom(ThreadPool& threads, const Tensor& tensor, uint64_t seed, float 
   });
 }
 
-bool FillRandom(ThreadPool& threads, Model& model, uint64_t seed, const std::function<bool(int64_t)>& proceed) {
-  int64_t done = 0;
+bool FillRandom(Model& model, uint64_t seed, const std::function<bool(const Tensor&, uint64_t, float, float)>& fill) {
   for (const Param& p : Parameters(model.config, model.weights)) {
     const auto [low, high] = IntervalOf(p);
-    FillRandom(threads, *p.tensor, seed++, low, high);
-    if (!proceed(done += static_cast<int64_t>(p.tensor->bytes()))) return false;
+    if (!fill(*p.tensor, seed++, low, high)) return false;
   }
   return true;
+}
+
+bool FillRandom(ThreadPool& threads, Model& model, uint64_t seed, const std::function<bool(int64_t)>& proceed) {
+  int64_t done = 0;
+  return FillRandom(model, seed, [&](const Tensor& tensor, uint64_t each, float low, float high) {
+    FillRandom(threads, tensor, each, low, high);
+    return proceed(done += static_cast<int64_t>(tensor.bytes()));
+  });
 }
 
 }  // namespace bamba

@@ -16,4 +16,7 @@ void FillRandom(ThreadPool& threads, const Tensor& tensor, uint64_t seed, float 
 // the answer false.
 bool FillRandom(ThreadPool& threads, Model& model, uint64_t seed, const std::function<bool(int64_t done)>& proceed);
 
+// The same for weights wherever they lie: `fill` is called for each parameter, and answers false where the rest shall be left.
+bool FillRandom(Model& model, uint64_t seed, const std::function<bool(const Tensor&, uint64_t seed, float low, float high)>& fill);
+
 }  // namespace bamba

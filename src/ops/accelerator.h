@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "base/device_memory.h"
+#include "base/tensor.h"
 #include "ops/batch.h"
 
 namespace bamba {
@@ -23,6 +25,19 @@ class Accelerator : public DeviceMemory {
   virtual int64_t OwnBytes() const = 0;     // of its memory that ops share for partial sums, batches and the like: taken when it was opened
   virtual double ContextSeconds() const = 0;  // that the driver took to make it ready
 
+  // Many uploads, as fast as the host can read its memory: several threads and pinned buffers.
+  struct Transfer {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  virtual void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t bytes)>& progress) = 0;
+  // Numbers (f32, bf16, f16) drawn evenly from [low, high), a function of the seed.
+  virtual void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) = 0;
+
+  // tokens[i] (in its memory): the id of the largest of row i's logits (f32), the lowest id among equals; −1 where one isn't finite.
+  virtual void ArgMax(const Tensor& logits, int32_t* tokens) = 0;
+
   // The batch that the following ops are called with: their rows, sequences and pages become known to the device.
   virtual void Begin(const Batch& batch) = 0;
   // Runs `work`, which queues ops, or what it queued when it was first called with this key, in one go. What the ops do may depend on the batch only through
@@ -32,6 +47,7 @@ class Accelerator : public DeviceMemory {
 
   virtual void Wait() = 0;                                          // for all that is queued
   virtual double Seconds(const std::function<void()>& work) = 0;  // that the device takes for what `work` queues
+  virtual double ReadBandwidth() = 0;                               // bytes a second that a kernel which only reads gets
 };
 
 // The CUDA device: opens libbamba_cuda.so, which lies beside the program or where programs' libraries do, and the first GPU that the driver shows. Null where

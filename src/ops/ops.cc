@@ -1,5 +1,7 @@
 #include "ops/ops.h"
 
+#include <cstring>
+
 #include "ops/op_table.h"
 #include "ops/temporaries.h"
 
@@ -83,9 +85,10 @@ void Observe(const Context& ctx, const char* op, const Tensor& output) {
 const OpTable kMeasuringTable = [] {
   OpTable table = {"measuring", BAMBA_OPS(BAMBA_NOTHING)};
   // The ops that take temporaries themselves, on some processors: planned for all, so that a plan doesn't depend on the machine.
+  // A GPU's ops share memory of their own.
   table.Linear = [](Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor&) {
     Frame frame(ctx);
-    if (w.weight.dtype() == Dtype::kBf16) RoundedRows(ctx, x.rows(), x.cols());
+    if (!ctx.accelerator && w.weight.dtype() == Dtype::kBf16) RoundedRows(ctx, x.rows(), x.cols());
   };
   table.Linears = [](Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor&) {
     for (const LinearWeight& one : w) kMeasuringTable.Linear(ctx, x, one, {});
@@ -93,7 +96,7 @@ const OpTable kMeasuringTable = [] {
   table.SsdScan = [](Context& ctx, const Tensor& xbc, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const SsdShape& shape, const Batch&,
                      const MambaState&, const Tensor&) {
     Frame frame(ctx);
-    ScanScores(ctx, xbc.rows(), shape.groups);
+    if (!ctx.accelerator) ScanScores(ctx, xbc.rows(), shape.groups);
   };
   return table;
 }();
@@ -102,7 +105,27 @@ const OpTable kMeasuringTable = [] {
 namespace ops {
 
 void Begin(Context& ctx, const Batch& batch) {
-  if (ctx.accelerator) ctx.accelerator->Begin(batch);
+  if (ctx.accelerator && ctx.device != &kMeasuringTable) ctx.accelerator->Begin(batch);
+}
+
+void ToHost(const Context& ctx, const Tensor& from, void* to) {
+  const auto copy = [&](const Tensor& part, char* host) {
+    if (part.bytes() == 0) return;
+    ctx.accelerator ? ctx.accelerator->Download(host, part.data(), part.bytes()) : void(std::memcpy(host, part.data(), part.bytes()));
+  };
+  char* const host = static_cast<char*>(to);
+  if (from.contiguous()) return copy(from, host);
+  for (int64_t i = 0; i < from.rows(); i++) copy(from.At(i), host + static_cast<size_t>(i) * from.At(i).bytes());
+}
+
+void FromHost(const Context& ctx, const void* from, const Tensor& to) {
+  const auto copy = [&](const char* host, const Tensor& part) {
+    if (part.bytes() == 0) return;
+    ctx.accelerator ? ctx.accelerator->Upload(part.data(), host, part.bytes()) : void(std::memcpy(part.data(), host, part.bytes()));
+  };
+  const char* const host = static_cast<const char*>(from);
+  if (to.contiguous()) return copy(host, to);
+  for (int64_t i = 0; i < to.rows(); i++) copy(host + static_cast<size_t>(i) * to.At(i).bytes(), to.At(i));
 }
 
 void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, const Tensor& x) {

@@ -50,6 +50,10 @@ namespace ops {
 // Tells the device the batch that the ops up to the next Begin are called with.
 void Begin(Context& ctx, const Batch& batch);
 
+// A tensor's numbers to the host, contiguous there, and from it. Waits for the device.
+void ToHost(const Context& ctx, const Tensor& from, void* to);
+void FromHost(const Context& ctx, const void* from, const Tensor& to);
+
 // x [T, dim] (wide) = scale · table[token].  table [vocab, dim]
 void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, const Tensor& x);
 void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double scale, const Tensor& dtable);

@@ -15,7 +15,7 @@ namespace {
 
 using testing::HasSubstr;
 
-EngineOptions Options(int32_t sequences = 1) { return {.name = "m", .threads = 2, .context = 512, .sequences = sequences}; }
+EngineOptions Options(int32_t sequences = 1) { return {.name = "m", .execution = {.threads = 2}, .context = 512, .sequences = sequences}; }
 
 Generation Write(const Model& model, const Request& request) {
   Engine engine(model, nullptr, Options());

@@ -24,7 +24,7 @@ struct Part {
 class Player {
  public:
   Player(const Model& model, PoolSize size, int threads, int64_t most_rows)
-      : model_(model), pool_(model.config, size), runtime_(threads, MeasureWorkspace([&](Context& ctx) {
+      : model_(model), pool_(model.config, size), runtime_(model, {.threads = threads}, MeasureWorkspace([&](Context& ctx) {
                                                              States none;
                                                              std::vector<int32_t> tokens(static_cast<size_t>(most_rows));
                                                              Tensor hidden = ctx.Temp({most_rows, model.config.dim});

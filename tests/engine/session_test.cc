@@ -28,7 +28,7 @@ using testing::HasSubstr;
 constexpr int64_t kContext = 512;
 
 EngineOptions Options(bool roll_back = true) {
-  return {.name = "m", .threads = 2, .context = kContext, .sequences = 2, .roll_back = roll_back, .snapshot_bytes = 1 << 24};
+  return {.name = "m", .execution = {.threads = 2}, .context = kContext, .sequences = 2, .roll_back = roll_back, .snapshot_bytes = 1 << 24};
 }
 
 const auto kNoEmit = [](std::string_view) {};
@@ -340,7 +340,7 @@ TEST(SessionFile, TheModelsHashSeesEveryNumberAndNoThreads) {
 TEST(SessionFile, KilledWhileSaving) {
   const TemporaryDirectory directory;
   const Model model = RandomModel(TinyConfig(2, {1}), 1);
-  Engine engine(model, nullptr, {.name = "m", .threads = 1, .context = 4096, .sequences = 1});
+  Engine engine(model, nullptr, {.name = "m", .execution = {.threads = 1}, .context = 4096, .sequences = 1});
   Session session(engine);
   Random random(1);
   session.Generate(Turn(RandomTokens(random, 2000, model.config), 1), kNoEmit);

@@ -9,6 +9,7 @@
 #include "model/bamba.h"
 #include "ops/cpu/simd.h"
 #include "tests/support/device.h"
+#include "tests/support/tested.h"
 #include "tests/support/random_model.h"
 
 namespace bamba {
@@ -23,7 +24,7 @@ struct DeviceKind {
 
 std::vector<DeviceKind> Devices() {
   std::vector<DeviceKind> devices = {{"ref", &ref::kTable, Dtype::kF64, {}}};
-  for (cpu::SimdLevel level : cpu::SimdLevels()) devices.push_back({std::string("cpu_") + cpu::Name(level), &cpu::kTable, Dtype::kF32, level});
+  for (cpu::SimdLevel level : cpu::SimdLevels()) devices.push_back({std::string("cpu_") + cpu::Name(level), &TestedTable(), Dtype::kF32, level});
   return devices;
 }
 

@@ -7,6 +7,7 @@
 
 #include "tests/support/bounds.h"
 #include "tests/support/device.h"
+#include "tests/support/tested.h"
 #include "tests/support/matrix.h"
 #include "tests/support/simd_levels.h"
 
@@ -25,7 +26,7 @@ class LinearTest : public testing::TestWithParam<Arithmetic> {
 
   // y = Linear(x, w) in f32, at the current SIMD level.
   Matrix Linear(const Tensor& x, const LinearWeight& w, int threads = 1, int64_t gap = 0) {
-    Device cpu(cpu::kTable, Dtype::kF32, threads, size_t{1} << 24);
+    Device cpu(TestedTable(), Dtype::kF32, threads, size_t{1} << 24);
     cpu.ctx.precise = GetParam().precise;
     Matrix y(Dtype::kF32, x.rows(), w.weight.rows(), 99, gap);
     ops::Linear(cpu.ctx, x, w, y);
@@ -33,7 +34,7 @@ class LinearTest : public testing::TestWithParam<Arithmetic> {
   }
 
   // Whether x is rounded to bf16 first.
-  bool Rounds() const { return !GetParam().precise && GetParam().weight == Dtype::kBf16 && cpu::CurrentSimd() >= cpu::SimdLevel::kAvx512Bf16; }
+  bool Rounds() const { return !TestsGpu() && !GetParam().precise && GetParam().weight == Dtype::kBf16 && cpu::CurrentSimd() >= cpu::SimdLevel::kAvx512Bf16; }
 
   static void RoundToBf16(const Tensor& x) {
     for (int64_t t = 0; t < x.rows(); t++)
@@ -133,6 +134,32 @@ TEST_P(LinearTest, OutputsDoNotSeeTheirNeighbours) {
   });
 }
 
+// Several matrices in one call, of one dtype or not, neighbours in memory or not.
+TEST_P(LinearTest, SeveralProductsAreTheSameBitsAsEachAlone) {
+  AtEverySimdLevel([&] {
+    for (int64_t rows : {0, 1, 2, 7, 40}) {
+      for (int64_t in : {1, 37, 530}) {
+        Matrix x(Dtype::kF32, rows, in, 5), both = Weight(64, in), bias(GetParam().weight, 1, 13, 6), other(Dtype::kF32, 13, in, 7);
+        const Tensor first = both.tensor().Rows(0, 23), second = both.tensor().Rows(23, 41);
+        Device device(TestedTable(), Dtype::kF32, 3, size_t{1} << 24);
+        device.ctx.precise = GetParam().precise;
+        for (const auto& w : {std::vector<LinearWeight>{{first, {}}, {second, {}}}, {{second, {}}, {other, Bias(bias)}, {first, {}}}}) {
+          int64_t out = 0;
+          for (const LinearWeight& one : w) out += one.weight.rows();
+          Matrix y(Dtype::kF32, rows, out, 2, 3);
+          w.size() == 2 ? ops::Linears(device.ctx, x, {w[0], w[1]}, y) : ops::Linears(device.ctx, x, {w[0], w[1], w[2]}, y);
+          int64_t column = 0;
+          for (const LinearWeight& one : w) {
+            const Matrix alone = Linear(x, one);
+            ASSERT_TRUE(SameBits(alone, y.tensor().Columns({column, one.weight.rows()}))) << rows << " rows, " << in << " inputs, output " << column;
+            column += one.weight.rows();
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_P(LinearTest, NotANumberStaysInItsRow) {
   AtEverySimdLevel([&] {
     for (int64_t rows : {2, 5, 40}) {
@@ -176,6 +203,7 @@ INSTANTIATE_TEST_SUITE_P(Weights, LinearTest,
 
 // Weights of other formats, and every weight in a precise context, keep f32 activations: the same bits as the AVX-512 level, whatever is above it.
 TEST(LinearLevels, OnlyFastProductsWithBf16WeightsRoundActivations) {
+  if (TestsGpu()) GTEST_SKIP() << "the levels are the CPU's";
   const auto levels = cpu::SimdLevels();
   const Matrix x(Dtype::kF32, 40, 300, 1);
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
@@ -183,7 +211,7 @@ TEST(LinearLevels, OnlyFastProductsWithBf16WeightsRoundActivations) {
     for (bool precise : {true, false}) {
       const auto product = [&](cpu::SimdLevel level) {
         cpu::SetSimd(level);
-        Device cpu(cpu::kTable, Dtype::kF32, 2, size_t{1} << 20);
+        Device cpu(TestedTable(), Dtype::kF32, 2, size_t{1} << 20);
         cpu.ctx.precise = precise;
         Matrix y(Dtype::kF32, 40, 30, 3);
         ops::Linear(cpu.ctx, x, {weight, {}}, y);

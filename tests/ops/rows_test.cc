@@ -6,6 +6,7 @@
 
 #include "tests/support/bounds.h"
 #include "tests/support/device.h"
+#include "tests/support/tested.h"
 #include "tests/support/numbers.h"
 #include "tests/support/simd_levels.h"
 
@@ -27,7 +28,7 @@ void ExpectWithin(const Numbers& got, const Numbers& want, const Bound& bound) {
 
 class RowsTest : public testing::Test {
  protected:
-  Device cpu{cpu::kTable, Dtype::kF32, 3, 0}, ref{ref::kTable, Dtype::kF64, 1, 0};
+  Device cpu{TestedTable(), Dtype::kF32, 3, 0}, ref{ref::kTable, Dtype::kF64, 1, 0};
   Draws draws{5};
 
   // body(rows, width, weight dtype) for all shapes at every level.

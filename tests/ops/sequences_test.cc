@@ -9,6 +9,7 @@
 
 #include "tests/support/bounds.h"
 #include "tests/support/device.h"
+#include "tests/support/tested.h"
 #include "tests/support/numbers.h"
 #include "tests/support/simd_levels.h"
 
@@ -209,7 +210,7 @@ class SplitTest : public testing::TestWithParam<Kind> {
  protected:
   static constexpr int kTrials = 150;
   static constexpr size_t kSpace = size_t{1} << 24;
-  Device devices_[3] = {{cpu::kTable, Dtype::kF32, 1, kSpace}, {cpu::kTable, Dtype::kF32, 2, kSpace}, {cpu::kTable, Dtype::kF32, 3, kSpace}};
+  Device devices_[3] = {{TestedTable(), Dtype::kF32, 1, kSpace}, {TestedTable(), Dtype::kF32, 2, kSpace}, {TestedTable(), Dtype::kF32, 3, kSpace}};
   Context& AnyThreads(Draws& draws) { return devices_[draws.Int(0, 2)].ctx; }
 
   Course NewCourse(SequenceOp& op, Draws& draws, int64_t tokens, int slot) {
@@ -297,7 +298,7 @@ Batch Ragged(int64_t rows, int64_t first) {
 
 class SequenceOpsTest : public testing::Test {
  protected:
-  Device cpu{cpu::kTable, Dtype::kF32, 2, size_t{1} << 24}, ref{ref::kTable, Dtype::kF64, 1, 0};
+  Device cpu{TestedTable(), Dtype::kF32, 2, size_t{1} << 24}, ref{ref::kTable, Dtype::kF64, 1, 0};
   Draws draws{3};
 };
 

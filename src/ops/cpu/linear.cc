@@ -291,18 +291,31 @@ void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int
 // From this number of rows on, decoding and turning the weight once pays.
 constexpr int64_t kManyRows = 16;
 
+// Few rows times one matrix or several, whose outputs lie side by side in y: one loop, so that the threads wait for each other once.
+template <typename W>
+void LinearsFew(Context& ctx, const Tensor& x, std::span<const LinearWeight> matrices, const Tensor& y) {
+  const int64_t rows = x.rows(), k = x.cols();
+  int64_t blocks = 0;
+  for (const LinearWeight& w : matrices) blocks += CeilDiv(w.weight.rows(), kFewOutputs);
+  // Pieces of several blocks, so that a thread which loses its core for a while is not waited for, but of some work each.
+  constexpr int64_t kLeastWork = 1 << 15;
+  const int64_t grain = std::max(blocks / (ctx.threads->threads() * 8), kLeastWork / (rows * std::max<int64_t>(k, 1) * kFewOutputs) + 1);
+  ctx.threads->For(blocks, grain, [&](int64_t begin, int64_t end, int) {
+    int64_t first = 0, column = 0;  // of a matrix: block and output
+    for (const LinearWeight& w : matrices) {
+      const int64_t outputs = w.weight.rows(), count = CeilDiv(outputs, kFewOutputs), from = std::max(begin, first), to = std::min(end, first + count);
+      if (from < to)
+        StreamWeights<W>(x, w, y.Columns({column, outputs}), (from - first) * kFewOutputs, std::min((to - first) * kFewOutputs, outputs));
+      first += count, column += outputs;
+    }
+  });
+}
+
 template <typename W>
 void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
   const int64_t rows = x.rows(), outputs = y.cols(), k = x.cols();
   if (rows == 0) return;
-  if (rows < kManyRows || k == 0) {
-    // Pieces of several blocks, so that a thread which loses its core for a while is not waited for, but of some work each.
-    constexpr int64_t kLeastWork = 1 << 15;
-    const int64_t blocks = CeilDiv(outputs, kFewOutputs);
-    const int64_t grain = std::max(blocks / (ctx.threads->threads() * 8), kLeastWork / (rows * std::max<int64_t>(k, 1) * kFewOutputs) + 1);
-    return ctx.threads->For(blocks, grain,
-                            [&](int64_t begin, int64_t end, int) { StreamWeights<W>(x, w, y, begin * kFewOutputs, std::min(end * kFewOutputs, outputs)); });
-  }
+  if (rows < kManyRows || k == 0) return LinearsFew<W>(ctx, x, {&w, 1}, y);
   // Every part of the rows turns the weight anew: no more parts than the threads need to end together.
   constexpr int64_t kLeastRows = 48;
   const int64_t vecs = CeilDiv(outputs, kLanes), output_step = EvenPiece(vecs, kPanelVecs) * kLanes, output_parts = CeilDiv(outputs, output_step);
@@ -320,6 +333,12 @@ void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& 
   WithWeightType(w.weight.dtype(), [&]<typename W>(W) { LinearAs<W>(ctx, x, w, y); });
 }
 
+void LinearsOfFewRows(Context& ctx, const Tensor& x, std::span<const LinearWeight> matrices, const Tensor& y) {
+  WithWeightType(matrices[0].weight.dtype(), [&]<typename W>(W) { LinearsFew<W>(ctx, x, matrices, y); });
+}
+
+bool IsFewRows(const Tensor& x) { return x.rows() > 0 && (x.rows() < kManyRows || x.cols() == 0); }
+
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace bamba::cpu
@@ -329,15 +348,27 @@ HWY_AFTER_NAMESPACE();
 namespace bamba::cpu {
 
 HWY_EXPORT(Linear);
+HWY_EXPORT(LinearsOfFewRows);
+HWY_EXPORT(IsFewRows);
+
+namespace {
+
+bool RoundsToBf16(const Context& ctx, const LinearWeight& w) {
+  return !ctx.precise && w.weight.dtype() == Dtype::kBf16 && CurrentSimd() >= SimdLevel::kAvx512Bf16;
+}
+
+}  // namespace
+
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
-  if (!ctx.precise && w.weight.dtype() == Dtype::kBf16) {
-    if (CurrentSimd() == SimdLevel::kAmx) return LinearAmx(ctx, x, w, y);
-    if (CurrentSimd() == SimdLevel::kAvx512Bf16) return LinearAvx512Bf16(ctx, x, w, y);
-  }
+  if (RoundsToBf16(ctx, w)) return CurrentSimd() == SimdLevel::kAmx ? LinearAmx(ctx, x, w, y) : LinearAvx512Bf16(ctx, x, w, y);
   HWY_DYNAMIC_DISPATCH(Linear)(ctx, x, w, y);
 }
 
 void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y) {
+  const Dtype dtype = w.begin()->weight.dtype();
+  const bool alike = std::all_of(w.begin(), w.end(), [&](const LinearWeight& one) { return one.weight.dtype() == dtype; });
+  if (alike && !RoundsToBf16(ctx, *w.begin()) && HWY_DYNAMIC_DISPATCH(IsFewRows)(x))
+    return HWY_DYNAMIC_DISPATCH(LinearsOfFewRows)(ctx, x, {w.begin(), w.size()}, y);
   int64_t out = 0;
   for (const LinearWeight& one : w) {
     Linear(ctx, x, one, y.Columns({out, one.weight.rows()}));

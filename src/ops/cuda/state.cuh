@@ -59,11 +59,15 @@ class State final : public Accelerator {
   void Upload(void* to, const void* from, size_t bytes) override;
   void Download(void* to, const void* from, size_t bytes) override;
   void Copy(void* to, const void* from, size_t bytes) override;
+  void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t)>& progress) override;
+  void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) override;
+  void ArgMax(const Tensor& logits, int32_t* tokens) override;
   void Begin(const Batch& batch) override;
   void Replay(uint64_t key, const std::function<void()>& work) override;
   void ForgetReplays() override;
   void Wait() override;
   double Seconds(const std::function<void()>& work) override;
+  double ReadBandwidth() override;
 
   const DeviceBatch& batch() const { return batch_; }
   cudaStream_t stream() const { return stream_; }
@@ -77,22 +81,32 @@ class State final : public Accelerator {
   char* scratch() const { return scratch_; }
   int32_t* counters() const { return counters_; }  // [kCounters], all 0 between ops
 
+  // Of ops/context.h's layer: a range of its own for NVIDIA's profilers.
+  void EnterBlock(int layer);
+
  private:
   struct Staging;  // of batches on their way
   std::string name_;
-  int sms_ = 0;
-  bool hopper_ = false, overlaps_ = false;
+  int device_ = 0, sms_ = 0;
+  bool hopper_ = false, overlaps_ = false, recording_ = false;
   int64_t own_bytes_ = 0;
   double context_seconds_ = 0;
   cudaStream_t stream_ = nullptr;
   char* scratch_ = nullptr;
   int32_t* counters_ = nullptr;
+  int block_ = -2;  // see EnterBlock; −2: none yet
   DeviceBatch batch_;
   Staging* staging_ = nullptr;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
 };
 
-inline State& StateOf(Context& ctx) { return static_cast<State&>(*ctx.accelerator); }
+inline State& StateOf(Context& ctx) {
+  State& state = static_cast<State&>(*ctx.accelerator);
+#ifdef BAMBA_NVTX
+  state.EnterBlock(ctx.layer);
+#endif
+  return state;
+}
 
 // Queues a kernel. It may begin while the kernel ahead of it still runs, so the first thing that every kernel does with memory that another kernel writes, and
 // the last it may do before it ends, is behind WaitForPrevious(); before that it may only compute and read weights. Every kernel calls WaitForPrevious, else
