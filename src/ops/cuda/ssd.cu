@@ -120,7 +120,8 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
       const int t = known + i / kChunk, from = i % kChunk;
       if (from > t) continue;
       float score[1];
-      Dots<1>(n, [&](int, int k) { return input_c(t, k); }, [&](int k) { return input_b(from, k); }, score);
+      Dots<1>(
+          n, [&](int, int k) { return input_c(t, k); }, [&](int k) { return input_b(from, k); }, score);
       weights[t * (kChunk + 1) + from] *= score[0];
     }
     __syncthreads();
@@ -128,7 +129,8 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
       constexpr int kRows = decltype(count)::value;
       float sums[kRows] = {};
       if (b > 0) {
-        Dots<kRows>(n, [&](int row, int k) { return input_c(t + row, k); }, [&](int k) { return carried[p * stride + k]; }, sums);
+        Dots<kRows>(
+            n, [&](int row, int k) { return input_c(t + row, k); }, [&](int k) { return carried[p * stride + k]; }, sums);
 #pragma unroll
         for (int row = 0; row < kRows; row++) sums[row] = from_start[t + row] * sums[row];
       }
@@ -142,8 +144,10 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
     const int fours = (tokens - known) / 4, pieces = fours + (tokens - known) % 4;
     for (int i = tid; i < pieces * rows; i += kAnyThreads) {
       const int piece = i / rows, p = i % rows;
-      if (piece < fours) outputs(std::integral_constant<int, 4>{}, known + 4 * piece, p);
-      else outputs(std::integral_constant<int, 1>{}, known + 3 * fours + piece, p);
+      if (piece < fours)
+        outputs(std::integral_constant<int, 4>{}, known + 4 * piece, p);
+      else
+        outputs(std::integral_constant<int, 1>{}, known + 3 * fours + piece, p);
     }
     float* const keep = o.KeepsBoundary(s, b + kChunk, end) ? o.Boundary(s, b + kChunk, head) + static_cast<int64_t>(first_p) * n : nullptr;
     if (tokens == kChunk && (keep != nullptr || b + kChunk < end)) {
@@ -247,7 +251,8 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
       o.ssm_slot = state.ssm.stride(0), o.ssm_boundary = state.ssm.stride(1);
       o.ring = static_cast<uint32_t>(state.xbc.shape(1)), o.boundaries = static_cast<uint32_t>(state.ssm.shape(1));
     }
-    // Sequences by their rows, long ones first: they take longest. A batch of single rows is taken as a whole, so that its launches don't depend on more than its size.
+    // Sequences by their rows, long ones first: they take longest. A batch of single rows is taken as a whole, so that its launches don't depend on more than
+    // its size.
     std::vector<int32_t> one_row, more_rows;
     for (size_t i = 0; most_rows > 1 && i < batch.sequences.size(); i++)
       if (batch.sequences[i].rows > 0) (batch.sequences[i].rows == 1 ? one_row : more_rows).push_back(static_cast<int32_t>(i));

@@ -19,7 +19,7 @@ struct ScanOperands {
   T *xbc_ring, *dt_ring;
   float* ssm;
   int64_t xbc_slot, xbc_token, dt_slot, dt_token, ssm_slot, ssm_boundary;  // strides
-  uint32_t ring, boundaries;                                              // tokens of a slot's rings, its boundary states
+  uint32_t ring, boundaries;                                               // tokens of a slot's rings, its boundary states
   const DeviceSequence* sequences;
 
   __device__ bool Keeps(const DeviceSequence& s) const { return ssm != nullptr && s.slot >= 0; }

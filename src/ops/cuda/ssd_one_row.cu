@@ -36,9 +36,9 @@ __device__ __forceinline__ int SumHeld(int lane) {
 
 // Block (head, sequence). Warp w has rows [8w, 8w + 8) of S, a lane four columns of each; and tokens [4w, 4w + 4) of the chunk.
 __global__ void __launch_bounds__(32 * kWarps, 3) OneRow(ScanOperands<bf16> o, Picked picked) {
-  __shared__ float carried_part[kHeadDim];           // S C
+  __shared__ float carried_part[kHeadDim];             // S C
   __shared__ float2 chunk_part[kWarps][kHeadDim / 2];  // Σ over a warp's tokens
-  __shared__ uint2 b_rows[kChunk][kState / 4];       // where the row completes its chunk
+  __shared__ uint2 b_rows[kChunk][kState / 4];         // where the row completes its chunk
   __shared__ float2 weighted_x[kChunk][kHeadDim / 2];
   LetNextBegin();
   const int head = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
