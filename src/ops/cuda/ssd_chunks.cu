@@ -127,18 +127,19 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   const uint32_t copy_to = shared_base + Place(copy_row, tid % 16, kStateBytes), copy_x_to = shared_base + Place(copy_x_row, tid % kUnits, kXRow);
   constexpr uint32_t kToC = offsetof(Stage, c), kToX = offsetof(Stage, x);
   const int64_t from_b = b_column + tid % 16 * 8, b_to_c = c_column - b_column, from_x = x_column + tid % kUnits * 8;
+  const bf16* const kept_rows = known > 0 ? o.KeptRow(s, begin) : nullptr;
   const auto load_first = [&] {
 #pragma unroll
     for (int i = 0; i < kChunk / kRowsAtOnce; i++) {
       const int r = copy_row + i * kRowsAtOnce;
-      const bf16* from = (r < known ? o.KeptRow(s, begin + r) : o.xbc.Row(first_row + (r < count ? r : known))) + from_b;
+      const bf16* from = (r < known ? kept_rows + r * o.xbc_token : o.xbc.Row(first_row + (r < count ? r : known))) + from_b;
       CopyAsync(copy_to + i * kRowsAtOnce * kStateBytes, from, r < count);
       CopyAsync(copy_to + kToC + i * kRowsAtOnce * kStateBytes, from + b_to_c, r < count && r >= known);
     }
 #pragma unroll
     for (int i = 0; i < kChunk / kXRowsAtOnce; i++) {
       const int r = copy_x_row + i * kXRowsAtOnce;
-      const bf16* from = (r < known ? o.KeptRow(s, begin + r) : o.xbc.Row(first_row + (r < count ? r : known))) + from_x;
+      const bf16* from = (r < known ? kept_rows + r * o.xbc_token : o.xbc.Row(first_row + (r < count ? r : known))) + from_x;
       CopyAsync(copy_x_to + kToX + i * kXRowsAtOnce * kXRow, from, r < count);
     }
   };
