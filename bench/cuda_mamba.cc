@@ -1,5 +1,5 @@
-// Norms, convolution and scan of Bamba-9B on the GPU: time of a call, and the fraction of what the memory (4.6 TB/s) would allow. Inputs rotate over more memory than
-// the L2 cache has.
+// Norms, convolution and scan of Bamba-9B on the GPU: time of a call, and the fraction of what the memory (4.6 TB/s) would allow. Inputs rotate over more
+// memory than the L2 cache has.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -117,8 +117,9 @@ void Norms(Bench& bench, int64_t rows) {
   bench.Print(fmt::format("RmsNorm, {} rows", rows), d * 6, rows, [&](int i) { ops::RmsNorm(bench.ctx, of(x, i), w, 1e-5, of(u, i)); });
   bench.Print(fmt::format("AddRmsNorm, {} rows", rows), d * 12, rows,
               [&](int i) { ops::AddRmsNorm(bench.ctx, of(x, i), of(y, i), 1, w, 1e-5, of(x, i), of(u, i)); });
-  bench.Print(fmt::format("GatedRmsNorm, {} rows", rows), e * 6, rows,
-              [&](int i) { ops::GatedRmsNorm(bench.ctx, of(inner, i), of(in, i).Columns({0, kShape.inner()}), wide_w, 1, 1e-5, of(gated, i)); });
+  bench.Print(fmt::format("GatedRmsNorm, {} rows", rows), e * 6, rows, [&](int i) {
+    ops::GatedRmsNorm(bench.ctx, of(inner, i), of(in, i).Columns({0, kShape.inner()}), wide_w, 1, 1e-5, of(gated, i));
+  });
 }
 
 void Convolution(Bench& bench, int64_t sequences, int64_t rows_each) {
@@ -133,7 +134,8 @@ void Convolution(Bench& bench, int64_t sequences, int64_t rows_each) {
     ring.push_back(bench.New(Dtype::kBf16, {sequences, kTaps - 1, channels}));
   }
   const Tensor w = bench.Vector({channels, 1, kTaps}, [&] { return normal(random); }), bias = bench.Vector({channels}, [&] { return normal(random); });
-  const Batch batch = Sequences(sequences, rows_each, [&](int64_t i) { return rows_each == 1 ? 100 + 7 * i : 0; }, true);
+  const Batch batch = Sequences(
+      sequences, rows_each, [&](int64_t i) { return rows_each == 1 ? 100 + 7 * i : 0; }, true);
   ops::Begin(bench.ctx, batch);
   const double ring_bytes = rows_each == 1 ? 4 : 1;  // read and written
   bench.Print(fmt::format("CausalConvSilu, {} x {} rows", sequences, rows_each),
@@ -166,7 +168,8 @@ void Scan(Bench& bench, int64_t sequences, int64_t rows_each, bool invariant) {
   const Tensor bias = bench.Vector({heads}, [&] { return biases(random); }), a_log = bench.Vector({heads}, [&] { return logs(random); }),
                d = bench.Vector({heads}, [&] { return skips(random); });
   // Decoding sequences stand everywhere in their chunks.
-  const Batch batch = Sequences(sequences, rows_each, [&](int64_t i) { return one ? 1000 + 13 * i : 0; }, true);
+  const Batch batch = Sequences(
+      sequences, rows_each, [&](int64_t i) { return one ? 1000 + 13 * i : 0; }, true);
   ops::Begin(bench.ctx, batch);
   double bytes = row_bytes * static_cast<double>(rows) + state_bytes * static_cast<double>(sequences);
   if (one)

@@ -57,8 +57,7 @@ class CudaMambaTest : public testing::Test {
   static Tensor Wide(Gpu& gpu, const Numbers& n, int64_t gap) {
     const Tensor t = n;
     Numbers wide(t.dtype(), {t.rows(), t.cols() + gap}, NaN);
-    for (int64_t i = 0; i < t.rows(); i++)
-      std::memcpy(wide.tensor().At(i).data(), t.At(i).data(), static_cast<size_t>(t.cols()) * SizeOf(t.dtype()));
+    for (int64_t i = 0; i < t.rows(); i++) std::memcpy(wide.tensor().At(i).data(), t.At(i).data(), static_cast<size_t>(t.cols()) * SizeOf(t.dtype()));
     return gpu.Upload(wide).Columns({0, t.cols()});
   }
   static Numbers Poisoned(Dtype dtype, std::vector<int64_t> shape) { return Numbers(dtype, std::move(shape), NaN); }
@@ -122,11 +121,11 @@ class Subject {
   virtual ~Subject() = default;
   Dtype dtype = Dtype::kF32;
   int64_t in = 0, out = 0;
-  bool always_same_bits = false;  // also where the Context doesn't ask for it
-  virtual void MakeState(int slots) = 0;                                                       // full of NaN
-  virtual void Run(Context& ctx, const Tensor& x, const Batch& batch, const Tensor& y) = 0;    // on the device
+  bool always_same_bits = false;                                                                 // also where the Context doesn't ask for it
+  virtual void MakeState(int slots) = 0;                                                         // full of NaN
+  virtual void Run(Context& ctx, const Tensor& x, const Batch& batch, const Tensor& y) = 0;      // on the device
   virtual void RunRef(Context& ctx, const Numbers& x, const Batch& batch, const Tensor& y) = 0;  // in double, stateless
-  virtual std::vector<Numbers> Inputs(int slot, int64_t tokens) = 0;                           // kept in the slot's rings
+  virtual std::vector<Numbers> Inputs(int slot, int64_t tokens) = 0;                             // kept in the slot's rings
   virtual Numbers States(int /*slot*/, int64_t /*tokens*/) { return Numbers(Dtype::kF32, {0}); }
   virtual Numbers Draw(Draws& draws, int64_t tokens) { return Numbers(dtype, {tokens, in}, draws.Normal()); }
   virtual std::vector<double> Naive(const Numbers& x) = 0;  // of one sequence
@@ -201,7 +200,8 @@ class ScanSubject : public Subject {
   }
   void MakeState(int slots) override {
     home_.ctx.workspace->ReleaseTo(mark_);
-    state_.xbc = home_.Upload(Numbers(dtype, {slots, ring_, shape_.conv_dim()}, NaN)), state_.dt = home_.Upload(Numbers(dtype, {slots, ring_, shape_.heads}, NaN));
+    state_.xbc = home_.Upload(Numbers(dtype, {slots, ring_, shape_.conv_dim()}, NaN)),
+    state_.dt = home_.Upload(Numbers(dtype, {slots, ring_, shape_.heads}, NaN));
     state_.ssm = home_.Upload(Numbers(Dtype::kF32, {slots, boundaries_, shape_.heads, shape_.head_dim, shape_.state}, NaN));
   }
   void Run(Context& ctx, const Tensor& x, const Batch& batch, const Tensor& y) override {
@@ -222,7 +222,8 @@ class ScanSubject : public Subject {
     const int64_t last = tokens / kSsdChunk, first = std::max<int64_t>(1, last - boundaries_ + 1), size = shape_.inner() * shape_.state;
     Numbers kept(Dtype::kF32, {std::max<int64_t>(0, last - first + 1), size});
     for (int64_t chunk = first; chunk <= last; chunk++)
-      Gpu::Here()->Download(kept.tensor().At(chunk - first).data(), state_.ssm.At(slot).At(chunk % boundaries_).data(), static_cast<size_t>(size) * sizeof(float));
+      Gpu::Here()->Download(kept.tensor().At(chunk - first).data(), state_.ssm.At(slot).At(chunk % boundaries_).data(),
+                            static_cast<size_t>(size) * sizeof(float));
     return kept;
   }
   // The recurrence in f32, its output rounded.

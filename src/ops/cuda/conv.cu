@@ -10,8 +10,8 @@ template <typename T>
 struct Conv {
   MatrixView<const T> x;
   MatrixView<T> y;
-  const float *w, *bias;                 // [channels, d_conv], [channels] or null
-  T* ring = nullptr;                     // [slots, length, channels] or null
+  const float *w, *bias;  // [channels, d_conv], [channels] or null
+  T* ring = nullptr;      // [slots, length, channels] or null
   int64_t slot_stride = 0, token_stride = 0;
   int32_t length = 0, channels = 0, d_conv = 0;
   const int32_t* row_sequence = nullptr;  // null: row i is sequence i
@@ -19,16 +19,16 @@ struct Conv {
   int64_t rows = 0;
 
   __device__ bool Keeps(const DeviceSequence& s) const { return ring != nullptr && s.slot >= 0 && length > 0; }
-  __device__ T* Kept(const DeviceSequence& s, int64_t token) const { return ring + s.slot * slot_stride + static_cast<uint32_t>(token) % static_cast<uint32_t>(length) * token_stride; }
-  // Of token ≥ 0 of a sequence.
-  __device__ const T* Input(const DeviceSequence& s, int64_t token) const {
-    return token >= s.position ? x.Row(s.row + (token - s.position)) : Kept(s, token);
+  __device__ T* Kept(const DeviceSequence& s, int64_t token) const {
+    return ring + s.slot * slot_stride + static_cast<uint32_t>(token) % static_cast<uint32_t>(length) * token_stride;
   }
+  // Of token ≥ 0 of a sequence.
+  __device__ const T* Input(const DeviceSequence& s, int64_t token) const { return token >= s.position ? x.Row(s.row + (token - s.position)) : Kept(s, token); }
 };
 
-// The rows that blocks of `block` rows own: a row that still reads the ring belongs to the block of its sequence's first row. So the thread that has a sequence's
-// first row alone reads the ring's channels, and advances them when it has. Calls run(sequence, first, last) for its runs of rows, and then keep(sequence) where
-// the first row was its own.
+// The rows that blocks of `block` rows own: a row that still reads the ring belongs to the block of its sequence's first row. So the thread that has a
+// sequence's first row alone reads the ring's channels, and advances them when it has. Calls run(sequence, first, last) for its runs of rows, and then
+// keep(sequence) where the first row was its own.
 template <typename T, typename Run, typename Keep>
 __device__ __forceinline__ void ForOwnRows(const Conv<T>& c, int64_t block, const Run& run, const Keep& keep) {
   const int64_t begin = blockIdx.y * block, end = begin + block < c.rows ? begin + block : c.rows;

@@ -1,5 +1,3 @@
-#include "ops/cuda/cublas.h"
-
 #include <cublasLt.h>
 #include <dlfcn.h>
 
@@ -7,9 +5,9 @@
 #include <array>
 #include <cstdlib>
 #include <map>
-#include <memory>
-#include <mutex>
 #include <string>
+
+#include "ops/cuda/gemm.cuh"
 
 namespace bamba::cuda {
 namespace {
@@ -31,6 +29,7 @@ constexpr int kProposals = 8;
   X(MatmulPreferenceDestroy)      \
   X(MatmulAlgoGetHeuristic)
 
+// Opened when it is first asked for: the file that BAMBA_CUBLASLT names, else where the loader or the toolkit has it; BAMBA_CUBLASLT=none goes without.
 struct Library {
 #define BAMBA_CUBLAS_MEMBER(name) decltype(&cublasLt##name) name = nullptr;
   BAMBA_CUBLAS_FUNCTIONS(BAMBA_CUBLAS_MEMBER)
@@ -78,7 +77,8 @@ struct Plan {
   int count = 0, choice = 0;
 };
 
-// Measured on an H200 (bench/cuda_linear --sweep): for a product of up to `rows` rows, the proposal that was fastest. Where nothing fits, the first one.
+// Measured on an H200 (bench/cuda_linear --sweep): for a product of up to `rows` rows, ascending, the proposal that was fastest. Where nothing fits, the first
+// one. BAMBA_CUBLASLT_CHOICE=n takes the n-th for all, for measurements.
 struct Measured {
   int64_t rows, out, in;
   int choice;
@@ -86,8 +86,6 @@ struct Measured {
 constexpr Measured kMeasured[] = {
     {0, 0, 0, 0},
 };
-
-int forced_choice = -1;
 
 int64_t Alignment(const void* p) {
   const auto address = reinterpret_cast<uintptr_t>(p);
@@ -139,10 +137,6 @@ std::map<Key, Plan>& Plans() {
 
 }  // namespace
 
-bool HasCublas() { return TheLibrary() != nullptr; }
-
-void ForceCublasChoice(int choice) { forced_choice = choice; }
-
 bool CublasProduct(State& state, const Product& p) {
   Library* const lt = TheLibrary();
   if (!lt || p.bias) return false;
@@ -163,7 +157,8 @@ bool CublasProduct(State& state, const Product& p) {
   }
   const Plan& plan = found->second;
   if (plan.count == 0) return false;
-  const int choice = std::min(forced_choice >= 0 ? forced_choice : plan.choice, plan.count - 1);
+  const char* const forced = std::getenv("BAMBA_CUBLASLT_CHOICE");
+  const int choice = std::min(forced && *forced ? std::max(std::atoi(forced), 0) : plan.choice, plan.count - 1);
   const cublasLtMatmulHeuristicResult_t& proposal = plan.proposals[static_cast<size_t>(choice)];
   const float one = 1, zero = 0;
   return lt->Matmul(lt->handle, plan.product, &one, p.w, plan.w, p.x, plan.x, &zero, p.y, plan.y, p.y, plan.y, &proposal.algo, state.scratch(), kWorkspace,

@@ -15,14 +15,14 @@ __device__ __forceinline__ uint64_t ReadOncePolicy() {
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-// 16 bytes of weights that no one reads again soon, or zeros.
+// 16 bytes of weights that no one reads again soon, or zeros. Not "nc": those loads the assembler moves behind WaitForPrevious.
 __device__ __forceinline__ void LoadWeights(uint4& to, const bf16* from, bool there, uint64_t policy) {
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
       "setp.ne.b32 p, %5, 0;\n"
       "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-      "@p ld.global.nc.L1::no_allocate.L2::cache_hint.v4.b32 {%0, %1, %2, %3}, [%4], %6;\n"
+      "@p ld.global.L1::no_allocate.L2::cache_hint.v4.b32 {%0, %1, %2, %3}, [%4], %6;\n"
       "}\n"
       : "=&r"(to.x), "=&r"(to.y), "=&r"(to.z), "=&r"(to.w)
       : "l"(from), "r"(static_cast<int>(there)), "l"(policy));

@@ -51,8 +51,8 @@ struct GatedRows {
   __device__ void Again(int64_t row, int64_t column, bool whole, int count, float (&v)[8]) const { First(row, column, whole, count, v); }
 };
 
-// Block (row, group): columns [group · n, group · n + n). kVectors · 8 · threads ≥ n; 0: rows of any length, read twice. `aligned`: eights lie at multiples of 16
-// bytes.
+// Block (row, group): columns [group · n, group · n + n). kVectors · 8 · threads ≥ n; 0: rows of any length, read twice. `aligned`: eights lie at multiples of
+// 16 bytes.
 template <typename Rows, typename T, int kVectors>
 __global__ void __launch_bounds__(1024) Normalize(Rows rows, const float* w, int64_t n, float eps, bool aligned, MatrixView<T> to) {
   __shared__ float partial[32];

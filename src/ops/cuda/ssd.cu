@@ -9,7 +9,7 @@
 namespace bamba::cuda {
 namespace {
 
-constexpr int kAnyThreads = 256;
+constexpr int kAnyThreads = 256, kAnyWarps = kAnyThreads / 32;
 
 // How a block of the kernel for any shape uses its shared memory.
 struct AnyLayout {
@@ -63,7 +63,7 @@ template <typename T, bool kStaged>
 __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked picked, AnyLayout layout) {
   extern __shared__ float shared[];
   LetNextBegin();
-  const int tid = threadIdx.x, lane = tid % 32, slices = (o.head_dim + layout.slice - 1) / layout.slice;
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, slices = (o.head_dim + layout.slice - 1) / layout.slice;
   const int head = blockIdx.x / slices, first_p = blockIdx.x % slices * layout.slice;
   const int rows = layout.slice < o.head_dim - first_p ? layout.slice : o.head_dim - first_p;  // of the state
   const int n = o.state, stride = layout.stride, group = head / o.heads_per_group;
@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
   const int64_t end = s.position + s.rows, begin = s.position - s.position % kChunk;
   if (begin > 0) {
     const float* from = o.Boundary(s, begin, head) + static_cast<int64_t>(first_p) * n;
-    for (int i = tid; i < rows * n; i += kAnyThreads) carried[i / n * stride + i % n] = from[i];
+    for (int p = warp; p < rows; p += kAnyWarps)
+      for (int k = lane; k < n; k += 32) carried[p * stride + k] = from[static_cast<int64_t>(p) * n + k];
   }
   for (int64_t b = begin; b < end; b += kChunk) {
     const int tokens = end - b < kChunk ? static_cast<int>(end - b) : kChunk, known = b < s.position ? static_cast<int>(s.position - b) : 0;
@@ -106,13 +107,14 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
       }
       from_start[lane] = expf(last), to_end[lane] = expf(from) * step;
     }
-    for (int i = tid; i < tokens * rows; i += kAnyThreads)
-      x_rows[i / rows * layout.slice + i % rows] = ToFloat(o.Row(s, b + i / rows)[head * o.head_dim + first_p + i % rows]);
-    if constexpr (kStaged) {
-      for (int i = tid; i < tokens * n; i += kAnyThreads) {
-        const T* row = o.Row(s, b + i / n) + group * n + i % n;
-        b_rows[i / n * stride + i % n] = ToFloat(row[o.b_column]);
-        if (i / n >= known) c_rows[i / n * stride + i % n] = ToFloat(row[o.c_column]);
+    for (int i = warp; i < tokens; i += kAnyWarps) {
+      const T* const row = o.Row(s, b + i);
+      for (int p = lane; p < rows; p += 32) x_rows[i * layout.slice + p] = ToFloat(row[head * o.head_dim + first_p + p]);
+      if constexpr (kStaged) {
+        for (int k = lane; k < n; k += 32) {
+          b_rows[i * stride + k] = ToFloat(row[o.b_column + group * n + k]);
+          if (i >= known) c_rows[i * stride + k] = ToFloat(row[o.c_column + group * n + k]);
+        }
       }
     }
     __syncthreads();
@@ -120,7 +122,8 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
       const int t = known + i / kChunk, from = i % kChunk;
       if (from > t) continue;
       float score[1];
-      Dots<1>(n, [&](int, int k) { return input_c(t, k); }, [&](int k) { return input_b(from, k); }, score);
+      Dots<1>(
+          n, [&](int, int k) { return input_c(t, k); }, [&](int k) { return input_b(from, k); }, score);
       weights[t * (kChunk + 1) + from] *= score[0];
     }
     __syncthreads();
@@ -128,7 +131,8 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
       constexpr int kRows = decltype(count)::value;
       float sums[kRows] = {};
       if (b > 0) {
-        Dots<kRows>(n, [&](int row, int k) { return input_c(t + row, k); }, [&](int k) { return carried[p * stride + k]; }, sums);
+        Dots<kRows>(
+            n, [&](int row, int k) { return input_c(t + row, k); }, [&](int k) { return carried[p * stride + k]; }, sums);
 #pragma unroll
         for (int row = 0; row < kRows; row++) sums[row] = from_start[t + row] * sums[row];
       }
@@ -142,13 +146,16 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
     const int fours = (tokens - known) / 4, pieces = fours + (tokens - known) % 4;
     for (int i = tid; i < pieces * rows; i += kAnyThreads) {
       const int piece = i / rows, p = i % rows;
-      if (piece < fours) outputs(std::integral_constant<int, 4>{}, known + 4 * piece, p);
-      else outputs(std::integral_constant<int, 1>{}, known + 3 * fours + piece, p);
+      if (piece < fours)
+        outputs(std::integral_constant<int, 4>{}, known + 4 * piece, p);
+      else
+        outputs(std::integral_constant<int, 1>{}, known + 3 * fours + piece, p);
     }
     float* const keep = o.KeepsBoundary(s, b + kChunk, end) ? o.Boundary(s, b + kChunk, head) + static_cast<int64_t>(first_p) * n : nullptr;
     if (tokens == kChunk && (keep != nullptr || b + kChunk < end)) {
       __syncthreads();
-      for (int i = tid; i < kChunk * rows; i += kAnyThreads) x_rows[i / rows * layout.slice + i % rows] *= to_end[i / rows];
+      for (int i = warp; i < kChunk; i += kAnyWarps)
+        for (int p = lane; p < rows; p += 32) x_rows[i * layout.slice + p] *= to_end[i];
       __syncthreads();
       const float decay = from_start[kChunk - 1];
       for (int i = tid; i < (rows + 3) / 4 * n; i += kAnyThreads) {
@@ -247,7 +254,8 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
       o.ssm_slot = state.ssm.stride(0), o.ssm_boundary = state.ssm.stride(1);
       o.ring = static_cast<uint32_t>(state.xbc.shape(1)), o.boundaries = static_cast<uint32_t>(state.ssm.shape(1));
     }
-    // Sequences by their rows, long ones first: they take longest. A batch of single rows is taken as a whole, so that its launches don't depend on more than its size.
+    // Sequences by their rows, long ones first: they take longest. A batch of single rows is taken as a whole, so that its launches don't depend on more than
+    // its size.
     std::vector<int32_t> one_row, more_rows;
     for (size_t i = 0; most_rows > 1 && i < batch.sequences.size(); i++)
       if (batch.sequences[i].rows > 0) (batch.sequences[i].rows == 1 ? one_row : more_rows).push_back(static_cast<int32_t>(i));

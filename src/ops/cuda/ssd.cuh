@@ -19,10 +19,11 @@ struct ScanOperands {
   T *xbc_ring, *dt_ring;
   float* ssm;
   int64_t xbc_slot, xbc_token, dt_slot, dt_token, ssm_slot, ssm_boundary;  // strides
-  uint32_t ring, boundaries;                                              // tokens of a slot's rings, its boundary states
+  uint32_t ring, boundaries;                                               // tokens of a slot's rings, its boundary states
   const DeviceSequence* sequences;
 
   __device__ bool Keeps(const DeviceSequence& s) const { return ssm != nullptr && s.slot >= 0; }
+  // The kept tokens of a chunk lie one after the other: a ring's length is a multiple of a chunk's.
   __device__ T* KeptRow(const DeviceSequence& s, int64_t token) const { return xbc_ring + s.slot * xbc_slot + static_cast<uint32_t>(token) % ring * xbc_token; }
   __device__ T* KeptSteps(const DeviceSequence& s, int64_t token) const { return dt_ring + s.slot * dt_slot + static_cast<uint32_t>(token) % ring * dt_token; }
   // A token's inputs: of this call, or kept.
@@ -34,7 +35,7 @@ struct ScanOperands {
   }
   // S before token b, a chunk's first.
   __device__ float* Boundary(const DeviceSequence& s, int64_t b, int head) const {
-    return ssm + s.slot * ssm_slot + static_cast<uint32_t>(b / kChunk) % boundaries * ssm_boundary + static_cast<int64_t>(head) * head_dim * state;
+    return ssm + s.slot * ssm_slot + static_cast<uint32_t>(b) / kChunk % boundaries * ssm_boundary + static_cast<int64_t>(head) * head_dim * state;
   }
   // Whether the state before token b is one of the last that a sequence of `end` tokens keeps.
   __device__ bool KeepsBoundary(const DeviceSequence& s, int64_t b, int64_t end) const {

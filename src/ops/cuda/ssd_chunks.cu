@@ -13,7 +13,7 @@ namespace bamba::cuda {
 namespace {
 
 constexpr int kHeadDim = 64, kState = 128;
-constexpr int kStateBytes = kState * 2, kXBytes = kHeadDim * 2;  // of a token's B or C, and of a head's x
+constexpr int kStateBytes = kState * 2, kXBytes = kHeadDim * 2;             // of a token's B or C, and of a head's x
 constexpr int kRestBytes = kChunk * 2, kWeightBytes = 2 * kRestBytes + 16;  // of a row of weights, leading and rest: eight rows lie in different banks
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -52,8 +52,8 @@ __device__ __forceinline__ void SplitPair(float low, float high, uint32_t& leadi
   rest = PackPair(low - __uint_as_float(l & 0xffff0000u), high - __uint_as_float(h & 0xffff0000u));
 }
 
-// In shared memory, 16-byte unit u of row r lies at unit u ^ (r mod 8), so that eight rows' equal units lie in different banks. Rows are at least 128 bytes, and
-// begin at multiples of their length, so that a flip of bits of u is one of bits of the address.
+// In shared memory, 16-byte unit u of row r lies at unit u ^ (r mod 8), so that eight rows' equal units lie in different banks. Rows are at least 128 bytes,
+// and begin at multiples of their length, so that a flip of bits of u is one of bits of the address.
 __device__ __forceinline__ uint32_t Place(int row, int unit, int row_bytes) { return static_cast<uint32_t>(row * row_bytes + ((unit ^ (row & 7)) << 4)); }
 
 // Of one head and chunk, by token.
@@ -79,7 +79,7 @@ template <int kHeads, bool kOneRow>
 __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOperands<bf16> o, Picked picked) {
   static_assert(kHeads == 1 || (kHeads == 2 && !kOneRow));
   constexpr int kThreads = 128 * kHeads, kXRow = kHeads * kXBytes;
-  constexpr int kTiles = kOneRow ? 1 : 2;                // of 16 tokens
+  constexpr int kTiles = kOneRow ? 1 : 2;  // of 16 tokens
   using Memory = ChunkMemory<kHeads, kOneRow>;
   using Stage = typename Memory::Stage;
   extern __shared__ __align__(1024) char shared[];
@@ -127,23 +127,25 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   const uint32_t copy_to = shared_base + Place(copy_row, tid % 16, kStateBytes), copy_x_to = shared_base + Place(copy_x_row, tid % kUnits, kXRow);
   constexpr uint32_t kToC = offsetof(Stage, c), kToX = offsetof(Stage, x);
   const int64_t from_b = b_column + tid % 16 * 8, b_to_c = c_column - b_column, from_x = x_column + tid % kUnits * 8;
+  const bf16* const kept_rows = known > 0 ? o.KeptRow(s, begin) : nullptr;
   const auto load_first = [&] {
 #pragma unroll
     for (int i = 0; i < kChunk / kRowsAtOnce; i++) {
       const int r = copy_row + i * kRowsAtOnce;
-      const bf16* from = (r < known ? o.KeptRow(s, begin + r) : o.xbc.Row(first_row + (r < count ? r : known))) + from_b;
+      const bf16* from = (r < known ? kept_rows + r * o.xbc_token : o.xbc.Row(first_row + (r < count ? r : known))) + from_b;
       CopyAsync(copy_to + i * kRowsAtOnce * kStateBytes, from, r < count);
       CopyAsync(copy_to + kToC + i * kRowsAtOnce * kStateBytes, from + b_to_c, r < count && r >= known);
     }
 #pragma unroll
     for (int i = 0; i < kChunk / kXRowsAtOnce; i++) {
       const int r = copy_x_row + i * kXRowsAtOnce;
-      const bf16* from = (r < known ? o.KeptRow(s, begin + r) : o.xbc.Row(first_row + (r < count ? r : known))) + from_x;
+      const bf16* from = (r < known ? kept_rows + r * o.xbc_token : o.xbc.Row(first_row + (r < count ? r : known))) + from_x;
       CopyAsync(copy_x_to + kToX + i * kXRowsAtOnce * kXRow, from, r < count);
     }
   };
   // Later ones follow each other. What lies behind the last row is not touched.
-  const bf16 *next_b = o.xbc.data + (first_row + kChunk + copy_row) * o.xbc.stride + from_b, *next_x = o.xbc.data + (first_row + kChunk + copy_x_row) * o.xbc.stride + from_x;
+  const bf16 *next_b = o.xbc.data + (first_row + kChunk + copy_row) * o.xbc.stride + from_b,
+             *next_x = o.xbc.data + (first_row + kChunk + copy_x_row) * o.xbc.stride + from_x;
   const auto load = [&](int base, int stage) {
     const uint32_t at = stage * static_cast<uint32_t>(sizeof(Stage));
 #pragma unroll
@@ -185,7 +187,8 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
     take_steps(0, raw, memory.decays[0][steps_of]);
   }
 
-  // What this lane names of the 8x8 matrices: rows [0, 16) of C or B and one of two units; eight rows of B and one of four units, for G; eight or sixteen rows of x.
+  // What this lane names of the 8x8 matrices: rows [0, 16) of C or B and one of two units; eight rows of B and one of four units, for G; eight or sixteen rows
+  // of x.
   const uint32_t lane_at = Place(lane % 16, lane / 16, kStateBytes), lane_scores_at = Place(part * 8 + lane % 8, lane / 8, kStateBytes);
   const uint32_t lane_x_at = kToX + Place(lane % 8 + lane / 16 * 8, own * 8 + part * 2 + lane / 8 % 2, kXRow);
   const uint32_t own_x_at = kToX + Place(g, own * 8 + part * 2, kXRow) + q * 4;
@@ -246,8 +249,10 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
         }
       }
     };
-    if (kHeads == 1 || own == 0) products(std::true_type{});
-    else products(std::false_type{});
+    if (kHeads == 1 || own == 0)
+      products(std::true_type{});
+    else
+      products(std::false_type{});
     if constexpr (!kOneRow) {
       if (steps_warp && base + kChunk < count) {
         const float raw = raw_next;
@@ -263,7 +268,8 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
 #pragma unroll
         for (int j = 0; j < 2; j++) y[m][j][2 * r] *= decay, y[m][j][2 * r + 1] *= decay;
       }
-    // x transposed: rows 16 part + {g, g + 8}, tokens 16 k + 2 q + {0, 1, 8, 9}. As a second operand, registers {0, 2} are its first eight rows, {1, 3} the others.
+    // x transposed: rows 16 part + {g, g + 8}, tokens 16 k + 2 q + {0, 1, 8, 9}. As a second operand, registers {0, 2} are its first eight rows, {1, 3} the
+    // others.
     uint32_t x[2][4];
 #pragma unroll
     for (int k = 0; k < 2; k++) LoadTransposed(x[k], at + lane_x_at + k * 16 * kXRow);

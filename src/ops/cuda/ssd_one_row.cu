@@ -35,10 +35,10 @@ __device__ __forceinline__ int SumHeld(int lane) {
 }
 
 // Block (head, sequence). Warp w has rows [8w, 8w + 8) of S, a lane four columns of each; and tokens [4w, 4w + 4) of the chunk.
-__global__ void __launch_bounds__(32 * kWarps, 3) OneRow(ScanOperands<bf16> o, Picked picked) {
-  __shared__ float carried_part[kHeadDim];           // S C
+__global__ void __launch_bounds__(32 * kWarps, 4) OneRow(ScanOperands<bf16> o, Picked picked) {
+  __shared__ float carried_part[kHeadDim];             // S C
   __shared__ float2 chunk_part[kWarps][kHeadDim / 2];  // Σ over a warp's tokens
-  __shared__ uint2 b_rows[kChunk][kState / 4];       // where the row completes its chunk
+  __shared__ uint2 b_rows[kChunk][kState / 4];         // where the row completes its chunk
   __shared__ float2 weighted_x[kChunk][kHeadDim / 2];
   LetNextBegin();
   const int head = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -60,22 +60,27 @@ __global__ void __launch_bounds__(32 * kWarps, 3) OneRow(ScanOperands<bf16> o, P
 #pragma unroll
     for (int i = 0; i < kRowsPerWarp; i++) state[i] = make_float4(0, 0, 0, 0);
   }
-  const bf16* const row = o.xbc.Row(s.row);
+  const bf16 *const row = o.xbc.Row(s.row), *kept_row = row, *const own_step = o.dt.Row(s.row) + head, *step_at = own_step;
+  if (t > 0) {
+    kept_row = o.KeptRow(s, b) + warp * kTokensPerWarp * static_cast<int>(o.xbc_token);
+    if (lane < t) step_at = o.KeptSteps(s, b) + lane * static_cast<int>(o.dt_token) + head;
+  }
   uint2 token_b[kTokensPerWarp];
   uint32_t token_x[kTokensPerWarp];
 #pragma unroll
   for (int i = 0; i < kTokensPerWarp; i++) {
     const int from = warp * kTokensPerWarp + i;
     token_b[i] = make_uint2(0, 0), token_x[i] = 0;
+    const bf16* in = from == t ? row : kept_row;
     if (from <= t) {
-      const bf16* in = from == t ? row : o.KeptRow(s, b + from);
       token_b[i] = *reinterpret_cast<const uint2*>(in + b_column + lane * 4);
       token_x[i] = *reinterpret_cast<const uint32_t*>(in + x_column + lane * 2);
     }
+    kept_row += o.xbc_token;
   }
   const uint2 raw_c = *reinterpret_cast<const uint2*>(row + c_column + lane * 4);
   const uint32_t own_x = *reinterpret_cast<const uint32_t*>(row + x_column + lane * 2);
-  const float raw_step = lane <= t ? o.RawStep(s, b + lane, head) : 0;
+  const float raw_step = ToFloat(*step_at);
 
   // Lane i: token i's step and its decay up to this row.
   float step = 0, log_decay = 0;
@@ -143,7 +148,7 @@ __global__ void __launch_bounds__(32 * kWarps, 3) OneRow(ScanOperands<bf16> o, P
       *reinterpret_cast<uint2*>(to + c_column + lane * 4) = raw_c;
       *reinterpret_cast<uint2*>(to + b_column + lane * 4) = *reinterpret_cast<const uint2*>(row + b_column + lane * 4);
     }
-    if (lane == 0) o.KeptSteps(s, s.position)[head] = o.dt.Row(s.row)[head];
+    if (lane == 0) o.KeptSteps(s, s.position)[head] = *own_step;
   }
   if (completes) {
 #pragma unroll

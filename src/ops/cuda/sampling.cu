@@ -1,0 +1,94 @@
+#include "ops/cuda/state.cuh"
+
+// The choice of tokens where the logits are.
+namespace bamba::cuda {
+namespace {
+
+constexpr int kThreads = 256, kUnits = 2;  // units of 1 or 4 logits that a thread takes
+
+// A logit and its id as a number that orders them: a larger logit is above, of equal ones (−0 is 0) the lower id. What isn't finite is above all.
+constexpr unsigned long long kNotFinite = ~0ull;
+__device__ __forceinline__ unsigned long long RankOf(float x, uint32_t id) {
+  const uint32_t bits = __float_as_uint(x + 0.0f);
+  const uint32_t ordered = bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+  return (bits & 0x7f800000u) == 0x7f800000u ? kNotFinite : static_cast<unsigned long long>(ordered) << 32 | (~id);
+}
+
+__device__ __forceinline__ unsigned long long BlockMax(unsigned long long best, unsigned long long* warps) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(~0u, best, lanes));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
+  __syncthreads();
+  best = warps[0];
+#pragma unroll
+  for (int i = 1; i < kThreads / 32; i++) best = max(best, warps[i]);
+  return best;
+}
+
+// Blocks in x share a row; the last to come combines what they found, which depends on no order.
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) ArgMaxKernel(MatrixView<const float> logits, int32_t vocab, int32_t* tokens, unsigned long long* found, int32_t* counters) {
+  __shared__ unsigned long long warps[kThreads / 32];
+  __shared__ bool last;
+  LetNextBegin();
+  WaitForPrevious();
+  const int64_t row = blockIdx.y;
+  const float* const x = logits.Row(row);
+  struct alignas(4 * kCount) Unit {
+    float at[kCount];
+  };
+  Unit units[kUnits];
+  const int32_t first = (static_cast<int32_t>(blockIdx.x) * kUnits * kThreads + static_cast<int32_t>(threadIdx.x)) * kCount;
+#pragma unroll
+  for (int u = 0; u < kUnits; u++) {
+    const int32_t id = first + u * kThreads * kCount;
+    if (id < vocab) units[u] = *reinterpret_cast<const Unit*>(x + id);
+  }
+  unsigned long long best = 0;
+#pragma unroll
+  for (int u = 0; u < kUnits; u++) {
+    const int32_t id = first + u * kThreads * kCount;
+    if (id >= vocab) continue;
+#pragma unroll
+    for (int i = 0; i < kCount; i++) best = max(best, RankOf(units[u].at[i], static_cast<uint32_t>(id + i)));
+  }
+  best = BlockMax(best, warps);
+  if (gridDim.x > 1) {
+    unsigned long long* const of_row = found + row * gridDim.x;
+    if (threadIdx.x == 0) {
+      of_row[blockIdx.x] = best;
+      __threadfence();
+      last = atomicAdd(counters + row, 1) == static_cast<int32_t>(gridDim.x) - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    best = 0;
+    for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) best = max(best, __ldcg(of_row + i));
+    best = BlockMax(best, warps);
+    if (threadIdx.x == 0) counters[row] = 0;
+  }
+  if (threadIdx.x == 0) tokens[row] = best == kNotFinite ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(best));
+}
+
+}  // namespace
+
+void State::ArgMax(const Tensor& logits, int32_t* tokens) {
+  const int64_t vocab = logits.cols();
+  CHECK_MSG(logits.dtype() == Dtype::kF32 && vocab > 0 && vocab < (1 << 30), "logits {} {}", Name(logits.dtype()), logits.ShapeString());
+  const auto run = [&](auto count) {
+    constexpr int kCount = decltype(count)::value;
+    const int64_t blocks = DivideUp(vocab, kThreads * kUnits * kCount);
+    const int64_t most = std::min<int64_t>({kCounters, 65535, static_cast<int64_t>(kScratchBytes) / 8 / blocks});
+    for (int64_t begin = 0; begin < logits.rows(); begin += most) {
+      const int64_t rows = std::min(most, logits.rows() - begin);
+      Launch(*this, ArgMaxKernel<kCount>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), kThreads, 0,
+             MatrixView<const float>{logits.as<float>() + begin * logits.stride(0), logits.stride(0)}, static_cast<int32_t>(vocab), tokens + begin,
+             reinterpret_cast<unsigned long long*>(scratch()), counters());
+    }
+  };
+  const bool wide = vocab % 4 == 0 && logits.stride(0) % 4 == 0 && reinterpret_cast<uintptr_t>(logits.data()) % 16 == 0;
+  wide ? run(std::integral_constant<int, 4>()) : run(std::integral_constant<int, 1>());
+}
+
+}  // namespace bamba::cuda
