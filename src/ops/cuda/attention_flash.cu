@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda/attention.cuh"
 
 // Flash attention (Dao 2023, "FlashAttention-2") over pages, with bf16 matrix products and f32 sums. The query heads of a key head share a tile of rows, so one
@@ -323,6 +325,7 @@ void Run(State& state, const AttentionOperands<bf16>& o, const Batch& batch, boo
       Launch(state, CombineKernel, dim3(static_cast<unsigned>(o.heads), static_cast<unsigned>(sequences)), static_cast<unsigned>(DivideUp(kDim, 32) * 32), 0, o, plan);
   }
   if (singles && only_singles) return;
+  if (!invariant && !only_singles && HopperAttention(state, o, batch, singles ? 2 : 1)) return;
   constexpr int kWarps = 4, kTiles = 2, kRows = kWarps * kTiles * 16;
   plan.tile_tokens = kRows / group, plan.least = singles ? 2 : 1, plan.splits = 1;
   const int64_t tiles = TilesOf(batch, plan.tile_tokens, plan.least);
