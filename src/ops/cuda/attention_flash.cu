@@ -12,7 +12,7 @@ namespace bamba::cuda {
 namespace {
 
 constexpr int kKeys = static_cast<int>(kKvBlock);
-constexpr int kMostSplits = 64;
+constexpr int kMostSplits = 48;  // of the 8 key heads of one sequence: as many blocks as lie side by side on 132 multiprocessors
 
 // Of one call.
 struct FlashPlan {
@@ -343,8 +343,11 @@ bool FlashAttention(State& state, const AttentionOperands<bf16>& o, const Batch&
   switch (o.head_dim) {
     case 16: Run<16>(state, o, batch, invariant); return true;
     case 32: Run<32>(state, o, batch, invariant); return true;
+    case 48: Run<48>(state, o, batch, invariant); return true;
     case 64: Run<64>(state, o, batch, invariant); return true;
+    case 80: Run<80>(state, o, batch, invariant); return true;
     case 96: Run<96>(state, o, batch, invariant); return true;
+    case 112: Run<112>(state, o, batch, invariant); return true;
     case 128: Run<128>(state, o, batch, invariant); return true;
     default: return false;
   }

@@ -47,14 +47,15 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(const int32_t* tokens, M
   }
 }
 
-// x / (1 + e^−x). In f32 by e^−|x|, which never overflows, with the accurate exponential.
+// x / (1 + e^−x) by e^−|x|, which never overflows.
 template <typename T>
 __device__ __forceinline__ float Silu(float x) {
   if constexpr (std::is_same_v<T, float>) {
     const float e = expf(-fabsf(x)), quotient = 1 / (1 + e);
     return x * (x < 0 ? e * quotient : quotient);
   } else {
-    return __fdividef(x, 1 + __expf(-x));
+    const float e = __expf(-fabsf(x));
+    return x * __fdividef(x < 0 ? e : 1, 1 + e);
   }
 }
 
