@@ -56,12 +56,15 @@ MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace, const
   Weights weights = model.weights;  // views: the table of parameters points into the struct it is given
   for (const Param& p : Parameters(model.config, weights)) plan.weights = Sum(plan.weights, static_cast<int64_t>(p.tensor->bytes()));
   if (execution.accelerator) plan.weights = DeviceWeightBytes(model), plan.shared = execution.accelerator->OwnBytes();
+  // Of one among many, since each tensor holds all slots or pages and is rounded up as a whole.
+  constexpr int32_t kMany = 256;
   const auto bytes = [&](int32_t slots, int64_t pages) {
     const PoolSize part{.slots = slots, .pages = pages, .roll_back = size.roll_back, .inputs = ActivationDtype(model, execution)};
-    return static_cast<int64_t>(StatePool::Bytes(model.config, part));
+    const PoolSize none{.slots = 0, .roll_back = size.roll_back};
+    return (static_cast<int64_t>(StatePool::Bytes(model.config, part)) - static_cast<int64_t>(StatePool::Bytes(model.config, none))) / kMany;
   };
-  plan.slot = bytes(1, 0);
-  plan.page = bytes(0, 1);
+  plan.slot = bytes(kMany, 0);
+  plan.page = bytes(0, kMany);
   return plan;
 }
 

@@ -1,0 +1,66 @@
+#pragma once
+
+#include "ops/cuda/state.cuh"
+
+// The products y = x Wᵀ + bias of linear.cu, one function for each way to compute them.
+namespace bamba::cuda {
+
+struct Product {
+  const void* x;
+  int64_t x_stride;
+  const void* w;      // [out, in], rows one after the other
+  const float* bias;  // [out] or null
+  void* y;
+  int64_t y_stride;
+  int64_t rows, in, out;
+  bool wide;  // y is f32, else bf16
+};
+
+// Any dtypes, shapes and alignment, in f32 multiply-adds. An element is the sum, in order, of the sums over 32 inputs each, which are chains of fused
+// multiply-adds: the same bits for any number of rows.
+void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
+
+// bf16 times bf16 on tensor cores. Both want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
+// of m16n8k16 instructions with the inputs in one order (MmaPair): the same bits from either and for any number of rows.
+inline constexpr int64_t kPiece = 256;
+inline constexpr int64_t kSkinnyRows = 64;               // at most
+void SkinnyProduct(State& state, const Product& p);      // at the speed of reading the weights
+void TiledProduct(State& state, const Product& p);       // for many rows
+
+// By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.
+bool CublasProduct(State& state, const Product& p);
+
+inline bool VectorsFit(const Product& p) {
+  const auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.w);
+  return address % 16 == 0 && p.x_stride % 8 == 0 && p.in % 8 == 0 && p.in > 0;
+}
+
+__device__ __forceinline__ void StoreResult(const Product& p, int64_t row, int64_t column, float sum) {
+  const float value = p.bias ? sum + p.bias[column] : sum;
+  if (p.wide) static_cast<float*>(p.y)[row * p.y_stride + column] = value;
+  else static_cast<bf16*>(p.y)[row * p.y_stride + column] = __float2bfloat16_rn(value);
+}
+
+// 32 inputs of 16 outputs (a: rows g, a8: rows g + 8) by 8 rows of x (b): c += a bᵀ. Lane 4g + t brings inputs 8t … 8t+7 of its rows as they lie in memory; the
+// instruction's own numbering of inputs is another, which doesn't matter as all three are numbered alike. c: outputs g, g, g + 8, g + 8 of rows 2t, 2t + 1, 2t, 2t + 1.
+__device__ __forceinline__ void MmaPair(float (&c)[4], const uint4& a, const uint4& a8, const uint4& b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a.x), "r"(a8.x), "r"(a.y), "r"(a8.y), "r"(b.x), "r"(b.y));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a.z), "r"(a8.z), "r"(a.w), "r"(a8.w), "r"(b.z), "r"(b.w));
+}
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+// 16 bytes on their way to shared memory, zeros where not `there`.
+__device__ __forceinline__ void CopyAsync(void* to, const void* from, bool there = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ __forceinline__ void AwaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+}  // namespace bamba::cuda

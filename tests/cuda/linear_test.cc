@@ -1,0 +1,212 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/support/bounds.h"
+#include "tests/support/device.h"
+#include "tests/support/gpu.h"
+#include "tests/support/matrix.h"
+
+namespace bamba {
+namespace {
+
+// A matrix on the GPU, its rows `gap` numbers apart, and NaN in all of it.
+class Poisoned {
+ public:
+  Poisoned(Gpu& gpu, Dtype dtype, int64_t rows, int64_t cols, int64_t gap) : host_(dtype, rows, cols + gap, 1), cols_(cols) {
+    std::vector<double> nan(static_cast<size_t>(rows * (cols + gap)), std::numeric_limits<double>::quiet_NaN());
+    Convert(nan.data(), Dtype::kF64, host_.tensor().data(), dtype, nan.size());
+    there_ = gpu.Upload(host_);
+  }
+  Tensor tensor() const { return there_.Columns({0, cols_}); }
+  // The results; nothing beside them may have changed.
+  Tensor Result() {
+    Gpu::Download(there_, host_);
+    const std::vector<double> all = Doubles(host_);
+    const int64_t wide = host_.tensor().cols();
+    for (size_t i = 0; i < all.size(); i++)
+      EXPECT_TRUE(static_cast<int64_t>(i) % wide < cols_ || std::isnan(all[i])) << "written past the row's end";
+    return host_.tensor().Columns({0, cols_});
+  }
+
+ private:
+  Matrix host_;
+  int64_t cols_;
+  Tensor there_;
+};
+
+// x with rows `gap` apart on the GPU.
+Tensor UploadRows(Gpu& gpu, const Tensor& x, int64_t gap) {
+  Matrix wide(x.dtype(), x.rows(), x.cols() + gap, 1234);
+  const Tensor columns = wide.tensor().Columns({0, x.cols()});
+  for (int64_t i = 0; i < x.rows(); i++) std::memcpy(columns.At(i).data(), x.At(i).data(), x.At(i).bytes());
+  return gpu.Upload(wide).Columns({0, x.cols()});
+}
+
+bool SameBytes(const Tensor& a, const Tensor& b) {
+  for (int64_t i = 0; i < a.rows(); i++)
+    if (std::memcmp(a.At(i).data(), b.At(i).data(), a.At(i).bytes()) != 0) return false;
+  return a.rows() == b.rows();
+}
+
+std::vector<double> Exact(const Tensor& x, const LinearWeight& w) {
+  Device ref(ref::kTable, Dtype::kF64, 1, 0);
+  std::vector<double> xs = Doubles(x), ys(static_cast<size_t>(x.rows() * w.weight.rows()));
+  ops::Linear(ref.ctx, Tensor(xs.data(), Dtype::kF64, {x.rows(), x.cols()}), w, Tensor(ys.data(), Dtype::kF64, {x.rows(), w.weight.rows()}));
+  return ys;
+}
+
+struct Shape {
+  int64_t rows, in, out, gap;
+};
+
+void ExpectF32WithinBound(Dtype weight_dtype, const Shape& s) {
+  SCOPED_TRACE(testing::Message() << Name(weight_dtype) << ", " << s.rows << " rows, " << s.in << " -> " << s.out << ", gap " << s.gap);
+  Gpu gpu(Dtype::kF32);
+  Matrix x(Dtype::kF32, s.rows, s.in, 1), weight(weight_dtype, s.out, s.in, 7), bias(Dtype::kF32, 1, s.out, 3);
+  for (const bool biased : {false, true}) {
+    const Tensor b = biased ? bias.tensor().At(0) : Tensor();
+    Poisoned y(gpu, Dtype::kF32, s.rows, s.out, s.gap);
+    ops::Linear(gpu.ctx, UploadRows(gpu, x, s.gap), {gpu.Upload(weight), gpu.Upload(b)}, y.tensor());
+    const std::vector<double> got = Doubles(y.Result()), exact = Exact(x, {weight, b}), xs = Doubles(x), ws = Doubles(weight), bs = Doubles(bias);
+    for (int64_t t = 0; t < s.rows; t++)
+      for (int64_t n = 0; n < s.out; n++) {
+        const double bound =
+            DotBound(Norm(&xs[static_cast<size_t>(t * s.in)], s.in, 1, 1), Norm(&ws[static_cast<size_t>(n * s.in)], s.in, 1, bs[static_cast<size_t>(n)]), static_cast<double>(s.in + 1));
+        ASSERT_NEAR(got[static_cast<size_t>(t * s.out + n)], exact[static_cast<size_t>(t * s.out + n)], bound) << "row " << t << ", output " << n << ", biased " << biased;
+      }
+  }
+}
+
+TEST(CudaLinear, F32IsWithinTheBoundOfTheExactProduct) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
+    for (int64_t in : {1, 3, 8, 31, 32, 33, 64, 100}) ExpectF32WithinBound(dtype, {in % 7 + 1, in, 1 + in * 5 % 37, in % 2 * 3});
+    for (int64_t rows : {1, 2, 4, 5, 8, 9, 63, 64, 65, 129}) ExpectF32WithinBound(dtype, {rows, 264, 70, 4});
+    for (int64_t in : {1024, 1025, 2080, 4096}) ExpectF32WithinBound(dtype, {3, in, 33, 0});
+    ExpectF32WithinBound(dtype, {17, 1100, 131, 1});
+  }
+  ExpectF32WithinBound(Dtype::kF32, {1540, 36, 1412, 0});  // tiles of 128
+}
+
+// The first row alone, the first few and all of them: each path has the same bits for a row.
+void ExpectSameBits(Dtype activations, Dtype weights, Dtype results, const Shape& s) {
+  SCOPED_TRACE(testing::Message() << Name(activations) << " x " << Name(weights) << ", " << s.rows << " rows, " << s.in << " -> " << s.out);
+  Gpu gpu(activations);
+  gpu.ctx.invariant = true;
+  Matrix x(activations, s.rows, s.in, 1), weight(weights, s.out, s.in, 7), bias(Dtype::kF32, 1, s.out, 3);
+  const Tensor there = UploadRows(gpu, x, s.gap);
+  const LinearWeight w{gpu.Upload(weight), gpu.Upload(bias.tensor().At(0))};
+  Poisoned all(gpu, results, s.rows, s.out, 0);
+  ops::Linear(gpu.ctx, there, w, all.tensor());
+  const Tensor expected = all.Result();
+  for (const double v : Doubles(expected)) ASSERT_TRUE(std::isfinite(v));
+  for (int64_t count : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 130}) {
+    for (int64_t first : {int64_t{0}, s.rows - count}) {
+      if (first < 0 || count > s.rows) continue;
+      Poisoned some(gpu, results, count, s.out, 8);
+      ops::Linear(gpu.ctx, there.Rows(first, count), w, some.tensor());
+      EXPECT_TRUE(SameBytes(some.Result(), expected.Rows(first, count))) << count << " rows from " << first;
+    }
+  }
+}
+
+TEST(CudaLinear, ARowHasTheSameBitsAloneAndAmongMany) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const Dtype weights : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
+    ExpectSameBits(Dtype::kF32, weights, Dtype::kF32, {200, 1100, 70, 0});
+    ExpectSameBits(Dtype::kF32, weights, Dtype::kF32, {200, 77, 131, 1});
+    ExpectSameBits(Dtype::kBf16, weights, Dtype::kBf16, {200, 77, 131, 1});
+    ExpectSameBits(Dtype::kBf16, weights, Dtype::kF32, {200, 1096, 70, 8});
+  }
+  for (int64_t in : {8, 32, 40, 64, 248, 256, 264, 512, 2048, 2056, 4096}) ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {200, in, 129, in % 32 == 0 ? 8 : 0});
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {1700, 512, 1300, 0});   // tiles of 128
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {140, 14336, 4100, 0});  // more inputs than shared memory takes, more tiles than blocks
+}
+
+// rms error against double at most twice that of f32 sums in plain order, rounded to bf16.
+void ExpectBf16(bool invariant, Dtype weights, Dtype results, const Shape& s, bool biased) {
+  SCOPED_TRACE(testing::Message() << Name(weights) << ", " << s.rows << " rows, " << s.in << " -> " << s.out << ", gap " << s.gap << ", invariant " << invariant);
+  Gpu gpu(Dtype::kBf16);
+  gpu.ctx.invariant = invariant;
+  Matrix x(Dtype::kBf16, s.rows, s.in, 1), weight(weights, s.out, s.in, 7), bias(Dtype::kF32, 1, s.out, 3);
+  const Tensor b = biased ? bias.tensor().At(0) : Tensor();
+  Poisoned y(gpu, results, s.rows, s.out, s.gap);
+  ops::Linear(gpu.ctx, UploadRows(gpu, x, s.gap), {gpu.Upload(weight), gpu.Upload(b)}, y.tensor());
+  const std::vector<double> got = Doubles(y.Result()), exact = Exact(x, {weight, b}), xs = Doubles(x), ws = Doubles(weight), bs = Doubles(bias);
+  double error = 0, naive_error = 0;
+  for (int64_t t = 0; t < s.rows; t++)
+    for (int64_t n = 0; n < s.out; n++) {
+      const auto i = static_cast<size_t>(t * s.out + n);
+      float sum = 0;
+      for (int64_t k = 0; k < s.in; k++) sum += static_cast<float>(xs[static_cast<size_t>(t * s.in + k)]) * static_cast<float>(ws[static_cast<size_t>(n * s.in + k)]);
+      if (biased) sum += static_cast<float>(bs[static_cast<size_t>(n)]);
+      const double naive = results == Dtype::kF32 ? sum : static_cast<float>(Bf16(sum));
+      ASSERT_TRUE(std::isfinite(got[i])) << "row " << t << ", output " << n;
+      error += (got[i] - exact[i]) * (got[i] - exact[i]), naive_error += (naive - exact[i]) * (naive - exact[i]);
+    }
+  EXPECT_LE(std::sqrt(error), 2 * std::sqrt(naive_error) + 1e-6 * std::sqrt(static_cast<double>(s.in * s.rows * s.out)));
+}
+
+TEST(CudaLinear, Bf16IsAsGoodAsThePlainSum) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const bool invariant : {false, true}) {
+    for (int64_t rows : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 200})
+      for (const Dtype results : {Dtype::kBf16, Dtype::kF32}) ExpectBf16(invariant, Dtype::kBf16, results, {rows, 520, 200, 8}, rows % 2 == 0);
+    for (int64_t in : {8, 24, 256, 1000, 4096, 8192}) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {3, in, 40, 0}, false);
+    for (const Dtype weights : {Dtype::kBf16, Dtype::kF16, Dtype::kF32})
+      for (int64_t rows : {1, 5, 70}) ExpectBf16(invariant, weights, Dtype::kBf16, {rows, 77, 19, 1}, true);
+    ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {1, 4096, 6144, 0}, false);
+    ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {8, 14336, 130, 0}, false);
+    ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {40, 2048, 130, 0}, false);
+  }
+}
+
+// What a row beside it holds, and what lies past a row's end, never gets into a result.
+TEST(CudaLinear, NaNStaysInItsRow) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const Dtype activations : {Dtype::kF32, Dtype::kBf16}) {
+    Gpu gpu(activations);
+    for (int64_t rows : {2, 9, 33, 130}) {
+      Matrix x(activations, rows, 136, 1), weight(Dtype::kBf16, 100, 136, 7);
+      std::vector<double> nan(136, std::numeric_limits<double>::quiet_NaN());
+      Convert(nan.data(), Dtype::kF64, x.tensor().At(rows - 1).data(), activations, nan.size());
+      Poisoned y(gpu, Dtype::kF32, rows, 100, 0), wide_x(gpu, activations, rows, 136, 8);
+      for (int64_t i = 0; i < rows; i++) Gpu::Here()->Upload(wide_x.tensor().At(i).data(), x.tensor().At(i).data(), x.tensor().At(i).bytes());
+      ops::Linear(gpu.ctx, wide_x.tensor(), {gpu.Upload(weight), {}}, y.tensor());
+      const std::vector<double> got = Doubles(y.Result());
+      for (size_t i = 0; i < got.size(); i++) ASSERT_EQ(std::isnan(got[i]), i / 100 == static_cast<size_t>(rows - 1)) << i << " of " << rows << " rows";
+    }
+  }
+}
+
+TEST(CudaLinear, SeveralAreTheSameAsOneByOne) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const Dtype activations : {Dtype::kF32, Dtype::kBf16}) {
+    for (const bool adjacent : {false, true}) {
+      for (int64_t rows : {0, 1, 5, 70}) {
+        Gpu gpu(activations);
+        gpu.ctx.invariant = true;
+        const int64_t in = 64, outs[] = {48, 16, 40};
+        Matrix x(activations, rows, in, 1), weights(Dtype::kBf16, 200, in, 2), biases(Dtype::kF32, 1, 200, 3);
+        const Tensor w = gpu.Upload(weights), b = gpu.Upload(biases.tensor().At(0)), there = gpu.Upload(x);
+        std::vector<LinearWeight> parts;
+        Poisoned one_by_one(gpu, Dtype::kF32, rows, 104, 0), together(gpu, Dtype::kF32, rows, 104, 0);
+        int64_t column = 0, at = 0;
+        for (int64_t out : outs) {
+          parts.push_back({w.Rows(at, out), Tensor(b.as<float>() + at, Dtype::kF32, {out})});
+          ops::Linear(gpu.ctx, there, parts.back(), one_by_one.tensor().Columns({column, out}));
+          column += out, at += out + (adjacent ? 0 : 8);
+        }
+        ops::Linears(gpu.ctx, there, {parts[0], parts[1], parts[2]}, together.tensor());
+        EXPECT_TRUE(SameBytes(together.Result(), one_by_one.Result())) << rows << " rows, adjacent " << adjacent;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bamba
