@@ -14,7 +14,7 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
   if (p.rows <= kSkinnyRows) return SkinnyProduct(state, p);
   if (!ctx.invariant && !p.bias && CublasProduct(state, p)) return;
-  TiledProduct(state, p);
+  HasHopperProduct(state) ? HopperProduct(state, p) : TiledProduct(state, p);
 }
 
 bool Adjacent(const Tensor& a, const Tensor& b) {
