@@ -21,13 +21,13 @@ struct Product {
 void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
 
 // bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
-// of products of 16 inputs: the same bits for any number of rows. With Hopper's instructions the 16 follow each other, without them they are MmaPair's: a machine
-// has either Skinny and Hopper or Skinny and Tiled.
+// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, and `natural`
+// Skinny with Hopper, have the same bits for any number of rows.
 inline constexpr int64_t kPiece = 256;
-inline constexpr int64_t kSkinnyRows = 64;               // at most
-void SkinnyProduct(State& state, const Product& p);      // at the speed of reading the weights
-void TiledProduct(State& state, const Product& p);       // for many rows
-void HopperProduct(State& state, const Product& p);      // for many rows, where HasHopperProduct
+inline constexpr int64_t kSkinnyRows = 64;                             // at most
+void SkinnyProduct(State& state, const Product& p, bool natural);      // at the speed of reading the weights
+void TiledProduct(State& state, const Product& p);                     // for many rows
+void HopperProduct(State& state, const Product& p);                    // for many rows, where HasHopperProduct
 bool HasHopperProduct(const State& state);
 
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.

@@ -8,15 +8,18 @@
 namespace bamba::cuda {
 namespace {
 
-constexpr int kConsumers = 2, kThreads = (kConsumers + 1) * 128, kOutputs = 64 * kConsumers, kStageInputs = 64;
+constexpr int kStageInputs = 64;
 [[maybe_unused]] constexpr int kPieceStages = static_cast<int>(kPiece) / kStageInputs;
 
-template <int kRows>
+// A tile of 64·kConsumers outputs by kRows rows.
+template <int kConsumers, int kRows>
 struct Tiles {
-  static constexpr int kStages = kRows == 192 ? 5 : 6;
+  static constexpr int kThreads = (kConsumers + 1) * 128, kOutputs = 64 * kConsumers;
   static constexpr int kWeights = kOutputs * kStageInputs * 2, kX = kRows * kStageInputs * 2, kStage = kWeights + kX;
+  static constexpr int kStages = std::min(8, 200 * 1024 / kStage);
   static constexpr int kResultPitch = kOutputs + 4;
   static constexpr int kShared = std::max(kStages * kStage, kRows * kResultPitch * 4) + 1024;  // stages are aligned to 1024 bytes within it
+  [[maybe_unused]] static constexpr bool kMoveRegisters = kConsumers == 2 && kRows > 128;  // from the copying warps to the others
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -59,7 +62,15 @@ template <int kRows>
 __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint64_t b, int add) {
 #define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define BAMBA_D32(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12), BAMBA_D4(i + 16), BAMBA_D4(i + 20), BAMBA_D4(i + 24), BAMBA_D4(i + 28)
-  if constexpr (kRows == 64) {
+  if constexpr (kRows == 32) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D4(0), BAMBA_D4(4), BAMBA_D4(8), BAMBA_D4(12)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 64) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -92,10 +103,11 @@ __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint
 }
 #endif
 
-template <int kRows>
-__global__ void __launch_bounds__(kThreads, 1) HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p) {
+template <int kConsumers, int kRows>
+__global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using T = Tiles<kRows>;
+  using T = Tiles<kConsumers, kRows>;
+  constexpr int kOutputs = T::kOutputs;
   extern __shared__ char shared[];
   __shared__ uint64_t full[T::kStages], empty[T::kStages];
   LetNextBegin();
@@ -110,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1) HopperKernel(const __grid_constan
   __syncthreads();
 
   if (group == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if constexpr (T::kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
       // The weights of the first stages needn't wait for the kernel ahead.
       for (int s = 0; s < min(count, T::kStages); s++) {
@@ -131,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 1) HopperKernel(const __grid_constan
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  if constexpr (T::kMoveRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   WaitForPrevious();
   const int consumer = group - 1, thread = static_cast<int>(threadIdx.x) % 128;
   float total[kRows / 2] = {}, sum[kRows / 2] = {};
@@ -156,12 +168,12 @@ __global__ void __launch_bounds__(kThreads, 1) HopperKernel(const __grid_constan
   }
 
   // Through shared memory, so that a row's outputs are written side by side. Both consumers have read all of the stages by then.
-  asm volatile("bar.sync 1, 256;" ::: "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * 128) : "memory");
   float* const result = reinterpret_cast<float*>(stages);  // [row][output]
   const int output = consumer * 64 + thread / 32 * 16 + thread % 32 / 4, row = thread % 4 * 2;
 #pragma unroll
   for (int i = 0; i < kRows / 2; i++) result[(i / 4 * 8 + row + i % 2) * T::kResultPitch + output + i % 4 / 2 * 8] = total[i];
-  asm volatile("bar.sync 1, 256;" ::: "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * 128) : "memory");
   for (int e = static_cast<int>(threadIdx.x) - 128; e < kRows * kOutputs; e += kConsumers * 128) {
     const int64_t r = first_row + e / kOutputs, o = first_output + e % kOutputs;
     if (r < p.rows && o < p.out) StoreResult(p, r, o, result[e / kOutputs * T::kResultPitch + e % kOutputs]);
@@ -188,12 +200,13 @@ bool Map(CUtensorMap& map, const void* data, int64_t rows, int64_t in, int64_t s
                    CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <int kRows>
+template <int kConsumers, int kRows>
 void Run(State& state, const Product& p) {
+  using T = Tiles<kConsumers, kRows>;
   CUtensorMap weights, x;
-  CHECK(Map(weights, p.w, p.out, p.in, p.in, kOutputs) && Map(x, p.x, p.rows, p.in, p.x_stride, kRows));
-  Launch(state, HopperKernel<kRows>, dim3(static_cast<unsigned>(DivideUp(p.rows, kRows)), static_cast<unsigned>(DivideUp(p.out, kOutputs))), kThreads,
-         Tiles<kRows>::kShared, weights, x, p);
+  CHECK(Map(weights, p.w, p.out, p.in, p.in, T::kOutputs) && Map(x, p.x, p.rows, p.in, p.x_stride, kRows));
+  Launch(state, HopperKernel<kConsumers, kRows>, dim3(static_cast<unsigned>(DivideUp(p.rows, kRows)), static_cast<unsigned>(DivideUp(p.out, T::kOutputs))), T::kThreads,
+         T::kShared, weights, x, p);
 }
 
 }  // namespace
@@ -202,12 +215,18 @@ bool HasHopperProduct(const State& state) { return state.hopper() && Encoder() !
 
 void HopperProduct(State& state, const Product& p) {
   CHECK(p.rows < (int64_t{1} << 30) && p.out < (int64_t{1} << 30) && p.in < (int64_t{1} << 30));
-  // The least rounds of blocks, each as long as its rows and a little more. Results don't depend on it.
-  const auto cost = [&](int64_t rows) { return DivideUp(DivideUp(p.out, kOutputs) * DivideUp(p.rows, rows), state.sms()) * (rows + 24); };
+  // The least rounds of blocks, each as long as what it reads or multiplies. Results don't depend on it.
+  const auto rounds = [&](int64_t outputs, int64_t rows) { return DivideUp(DivideUp(p.out, outputs) * DivideUp(p.rows, rows), state.sms()); };
+  if (p.rows <= 64) {
+    const bool narrow = rounds(64, 64) * (64 + p.rows) < rounds(128, 64) * (128 + p.rows);
+    if (p.rows <= 32) return narrow ? Run<1, 32>(state, p) : Run<2, 32>(state, p);
+    return narrow ? Run<1, 64>(state, p) : Run<2, 64>(state, p);
+  }
+  const auto cost = [&](int64_t rows) { return rounds(128, rows) * (rows + 24); };
   const int64_t least = std::min({cost(64), cost(128), cost(192)});
-  if (least == cost(192)) Run<192>(state, p);
-  else if (least == cost(128)) Run<128>(state, p);
-  else Run<64>(state, p);
+  if (least == cost(192)) Run<2, 192>(state, p);
+  else if (least == cost(128)) Run<2, 128>(state, p);
+  else Run<2, 64>(state, p);
 }
 
 }  // namespace bamba::cuda

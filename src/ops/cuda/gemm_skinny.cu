@@ -187,34 +187,34 @@ int SharedLimit() {
 }
 
 template <int kOut, int kRow, int kDepth, bool kXShared, int kBlocks>
-void Run(State& state, const Product& p, size_t shared) {
+void Run(State& state, const Product& p, bool natural, size_t shared) {
   const int64_t tiles = DivideUp(p.out, 16 * kOut);
   const int64_t blocks = shared * kBlocks + 2048 <= static_cast<size_t>(SharedLimit()) ? kBlocks : 1;
   const auto launch = [&](auto kernel) { Launch(state, kernel, static_cast<unsigned>(std::min(tiles, blocks * state.sms())), kThreads, shared, p); };
-  if (HasHopperProduct(state)) launch(SkinnyKernel<kOut, kRow, kDepth, kXShared, kBlocks, true>);
+  if (natural) launch(SkinnyKernel<kOut, kRow, kDepth, kXShared, kBlocks, true>);
   else launch(SkinnyKernel<kOut, kRow, kDepth, kXShared, kBlocks, false>);
 }
 
 }  // namespace
 
-void SkinnyProduct(State& state, const Product& p) {
+void SkinnyProduct(State& state, const Product& p, bool natural) {
   CHECK(p.rows <= kSkinnyRows && p.in < (int64_t{1} << 30));
   const auto rows = static_cast<size_t>(p.rows), pieces = static_cast<size_t>(DivideUp(p.in, kPiece));
   const auto sums = [&](int out) { return sizeof(float) * 2 * kWarps * rows * static_cast<size_t>(SumPitch(out)); };
   const size_t with_x = sums(1) + rows * (pieces * kPiece + 32) * sizeof(bf16);
   if (with_x <= static_cast<size_t>(SharedLimit()) && rows <= 16) {
-    if (rows <= 8) Run<1, 1, 4, true, 2>(state, p, with_x);
-    else Run<1, 2, 4, true, 2>(state, p, with_x);
+    if (rows <= 8) Run<1, 1, 4, true, 2>(state, p, natural, with_x);
+    else Run<1, 2, 4, true, 2>(state, p, natural, with_x);
   } else if (rows <= 8) {
-    Run<2, 1, 2, false, 2>(state, p, sums(2));
+    Run<2, 1, 2, false, 2>(state, p, natural, sums(2));
   } else if (rows <= 16) {
-    Run<2, 2, 2, false, 2>(state, p, sums(2));
+    Run<2, 2, 2, false, 2>(state, p, natural, sums(2));
   } else if (rows <= 32) {
-    Run<2, 4, 2, false, 1>(state, p, sums(2));
+    Run<2, 4, 2, false, 1>(state, p, natural, sums(2));
   } else if (sums(2) <= static_cast<size_t>(SharedLimit())) {
-    Run<2, 8, 2, false, 1>(state, p, sums(2));
+    Run<2, 8, 2, false, 1>(state, p, natural, sums(2));
   } else {
-    Run<1, 8, 2, false, 1>(state, p, sums(1));
+    Run<1, 8, 2, false, 1>(state, p, natural, sums(1));
   }
 }
 
