@@ -19,7 +19,6 @@ struct Tiles {
   static constexpr int kStages = std::min(8, 200 * 1024 / kStage);
   static constexpr int kResultPitch = kOutputs + 4;
   static constexpr int kShared = std::max(kStages * kStage, kRows * kResultPitch * 4) + 1024;  // stages are aligned to 1024 bytes within it
-  [[maybe_unused]] static constexpr bool kMoveRegisters = kConsumers == 2 && kRows > 128;  // from the copying warps to the others
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -104,10 +103,12 @@ __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint
 #endif
 
 template <int kConsumers, int kRows>
-__global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p) {
+__global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperKernel(const __grid_constant__ CUtensorMap weights,
+                                                                                                const __grid_constant__ CUtensorMap x, const Product p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = Tiles<kConsumers, kRows>;
   constexpr int kOutputs = T::kOutputs;
+  constexpr bool kMoveRegisters = kConsumers == 2 && kRows > 128;  // from the copying warps to the others
   extern __shared__ char shared[];
   __shared__ uint64_t full[T::kStages], empty[T::kStages];
   LetNextBegin();
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperK
   __syncthreads();
 
   if (group == 0) {
-    if constexpr (T::kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if constexpr (kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
       // The weights of the first stages needn't wait for the kernel ahead.
       for (int s = 0; s < min(count, T::kStages); s++) {
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperK
     return;
   }
 
-  if constexpr (T::kMoveRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  if constexpr (kMoveRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   WaitForPrevious();
   const int consumer = group - 1, thread = static_cast<int>(threadIdx.x) % 128;
   float total[kRows / 2] = {}, sum[kRows / 2] = {};
@@ -205,8 +206,8 @@ void Run(State& state, const Product& p) {
   using T = Tiles<kConsumers, kRows>;
   CUtensorMap weights, x;
   CHECK(Map(weights, p.w, p.out, p.in, p.in, T::kOutputs) && Map(x, p.x, p.rows, p.in, p.x_stride, kRows));
-  Launch(state, HopperKernel<kConsumers, kRows>, dim3(static_cast<unsigned>(DivideUp(p.rows, kRows)), static_cast<unsigned>(DivideUp(p.out, T::kOutputs))), T::kThreads,
-         T::kShared, weights, x, p);
+  const dim3 grid(static_cast<unsigned>(DivideUp(p.rows, kRows)), static_cast<unsigned>(DivideUp(p.out, T::kOutputs)));
+  Launch(state, HopperKernel<kConsumers, kRows>, grid, T::kThreads, T::kShared, weights, x, p);
 }
 
 }  // namespace
