@@ -16,13 +16,13 @@ struct Product {
   bool wide;  // y is f32, else bf16
 };
 
-// Any dtypes, shapes and alignment, in f32. An element is the sum, in order, of the sums over 32 inputs each, which are chains of fused multiply-adds: the same
-// bits for any number of rows.
+// Any dtypes, shapes and alignment, in f32. An element is the sum, in order, of the sums over 32 inputs each, which are chains of fused multiply-adds: the
+// same bits for any number of rows.
 void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
 
 // bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
-// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, and `natural`
-// Skinny with Hopper, have the same bits for any number of rows.
+// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, and
+// `natural` Skinny with Hopper, have the same bits for any number of rows.
 inline constexpr int64_t kPiece = 256;
 inline constexpr int64_t kSkinnyRows = 64;                             // at most
 void SkinnyProduct(State& state, const Product& p, bool natural);      // at the speed of reading the weights

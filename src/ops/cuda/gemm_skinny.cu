@@ -5,9 +5,9 @@
 namespace bamba::cuda {
 namespace {
 
-// Blocks that stay, as many as fit: each makes tiles of 16·kOut outputs by all rows, one after the other. A piece of the inputs is a warp's, kWarps pieces are a
-// round; after each, the block adds the pieces to the totals in their order. Weights go straight into registers, kDepth chunks of 64 inputs ahead, across tiles:
-// loads are under way at all times. The first ones begin while the kernel ahead still runs.
+// Blocks that stay, as many as fit: each makes tiles of 16·kOut outputs by all rows, one after the other. A piece of the inputs is a warp's, kWarps pieces are
+// a round; after each, the block adds the pieces to the totals in their order. Weights go straight into registers, kDepth chunks of 64 inputs ahead, across
+// tiles: loads are under way at all times. The first ones begin while the kernel ahead still runs.
 constexpr int kWarps = 8, kThreads = kWarps * 32, kChunk = 64, kChunks = kPiece / kChunk;
 
 __device__ __forceinline__ uint64_t ReadOncePolicy() {
