@@ -31,6 +31,7 @@ class Bench {
     for (int64_t rows : {1, 64, 4096}) EmbedOf(rows);
     for (int64_t rows : {1, 64, 4096}) RopeOf(rows);
     for (int64_t rows : {1, 8, 64, 256}) ArgMaxOf(rows);
+    for (int64_t rows : {1, 64, 256}) TopOf(rows, 50);
   }
 
  private:
@@ -148,6 +149,12 @@ class Bench {
     for (int i = Copies(bytes); i > 0; i--) logits.push_back(Random(Dtype::kF32, {rows, kVocab}));
     auto* const tokens = static_cast<int32_t*>(Random(Dtype::kF32, {rows}).data());
     Print(fmt::format("ArgMax, {} rows", rows), ReplayedSeconds([&](int i) { accelerator_->ArgMax(logits[static_cast<size_t>(i) % logits.size()], tokens); }), bytes, 0);
+  }
+  void TopOf(int64_t rows, int64_t k) {
+    const Frame frame(ctx_);
+    const Tensor logits = Random(Dtype::kF32, {rows, kVocab}), ids = Random(Dtype::kF32, {rows, k}), values = Random(Dtype::kF32, {rows, k});
+    Print(fmt::format("Top {}, {} rows", k, rows), ReplayedSeconds([&](int) { accelerator_->Top(logits, k, static_cast<int32_t*>(ids.data()), values.as<float>()); }),
+          static_cast<double>(rows) * kVocab * 4, 0);
   }
 
   std::string reason_;

@@ -59,6 +59,7 @@ class Bench {
   // Prints the time of run(i), i counting the calls, and what part of it the bytes take at full bandwidth.
   double Print(const std::string& name, double bytes, int64_t tokens, const std::function<void(int)>& run) {
     int call = 0;
+    run(call++);  // loads the kernel
     accelerator_->Wait();
     const double once = accelerator_->Seconds([&] { run(call++); });
     // As a graph, so that the host's launches don't count.

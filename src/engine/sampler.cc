@@ -144,13 +144,13 @@ void Sampler::Weigh(std::span<SamplerSpace::Candidate> candidates) {
   }
 }
 
-int32_t Sampler::Draw(std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
+int32_t Sampler::Draw(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
   if (space.candidates_.size() < logits.size()) space.candidates_.resize(logits.size()), space.border_.reserve(logits.size());
   size_t n = 0;
   const double best = Max(logits);
   for (size_t i = 0; i < logits.size(); i++) {
     const double x = (logits[i] - best) / sampling_.temperature;
-    space.candidates_[n] = {static_cast<int32_t>(i), x, 0};
+    space.candidates_[n] = {ids.empty() ? static_cast<int32_t>(i) : ids[i], x, 0};
     n += x >= kNegligible;
   }
   std::span<SamplerSpace::Candidate> candidates(space.candidates_.data(), n);
@@ -190,9 +190,19 @@ int32_t Sampler::Sample(std::span<const float> logits, uint64_t step, SamplerSpa
   const float best = Max(adjusted);
   CHECK_MSG(best > kNever, "no token is left to choose of {}", logits.size());
   const int32_t chosen =
-      sampling_.temperature > 0 ? Draw(adjusted, step, space) : static_cast<int32_t>(std::find(adjusted.begin(), adjusted.end(), best) - adjusted.begin());
+      sampling_.temperature > 0 ? Draw({}, adjusted, step, space) : static_cast<int32_t>(std::find(adjusted.begin(), adjusted.end(), best) - adjusted.begin());
   if (counts()) Find(chosen).output++;
   return chosen;
+}
+
+int64_t Sampler::NeedsTop() const {
+  if (!sampling_.logit_bias.empty() || counts()) return 0;
+  return sampling_.temperature > 0 ? sampling_.top_k : 1;
+}
+
+int32_t Sampler::SampleTop(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
+  CHECK(std::ssize(ids) == std::ssize(logits) && !ids.empty() && std::ssize(ids) <= NeedsTop());
+  return sampling_.temperature > 0 ? Draw(ids, logits, step, space) : ids[0];
 }
 
 }  // namespace bamba

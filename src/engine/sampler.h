@@ -64,6 +64,11 @@ class Sampler {
   // before it may end (ids outside the vocabulary there are nothing to choose anyway). At least one token must be left.
   int32_t Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never = {});
 
+  // The same where `ids`, ascending, are the top_k tokens of the largest logits, and NeedsTop says that they do: what a GPU found.
+  int32_t SampleTop(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
+  // The number of the largest logits, lowest ids first among equals, that SampleTop needs; 0 where it needs all.
+  int64_t NeedsTop() const;
+
   const Sampling& sampling() const { return sampling_; }
 
  private:
@@ -75,7 +80,8 @@ class Sampler {
   Seen& Find(int32_t id);
   std::span<const float> Adjust(std::span<const float> logits, std::span<const int32_t> never, SamplerSpace& space) const;
   static void Weigh(std::span<SamplerSpace::Candidate> candidates);
-  int32_t Draw(std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
+  // `ids` of the logits; empty: 0, 1, …
+  int32_t Draw(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
   double Uniform(uint64_t step) const;
 
   Sampling sampling_;

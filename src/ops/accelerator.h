@@ -37,6 +37,10 @@ class Accelerator : public DeviceMemory {
 
   // tokens[i] (in its memory): the id of the largest of row i's logits (f32), the lowest id among equals; −1 where one isn't finite.
   virtual void ArgMax(const Tensor& logits, int32_t* tokens) = 0;
+  // ids, values [rows, k] (in its memory): the k largest of each row's logits (f32), the largest first, the lowest id among equals; ids are −1 where a logit of
+  // the row isn't finite.
+  static constexpr int64_t kMostTop = 1024;
+  virtual void Top(const Tensor& logits, int64_t k, int32_t* ids, float* values) = 0;
 
   // The batch that the following ops are called with: their rows, sequences and pages become known to the device.
   virtual void Begin(const Batch& batch) = 0;

@@ -242,16 +242,30 @@ TEST_P(CudaAttentionTest, InvariantBf16HasTheSameBitsForAnySplit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaAttentionTest,
-                         testing::Values(ShapeOf(2, 4, 128), ShapeOf(1, 1, 16), ShapeOf(3, 3, 32), ShapeOf(2, 2, 64), ShapeOf(1, 8, 96), ShapeOf(1, 20, 32),
+                         testing::Values(ShapeOf(2, 4, 128), ShapeOf(1, 1, 128), ShapeOf(1, 5, 128), ShapeOf(1, 20, 128), ShapeOf(1, 1, 16), ShapeOf(3, 3, 32), ShapeOf(2, 2, 64), ShapeOf(1, 8, 96), ShapeOf(1, 2, 48), ShapeOf(2, 1, 80), ShapeOf(1, 3, 112), ShapeOf(1, 20, 32),
                                          ShapeOf(2, 1, 8), ShapeOf(1, 3, 24), ShapeOf(2, 2, 40), ShapeOf(1, 2, 1), ShapeOf(1, 5, 67), ShapeOf(1, 2, 256)),
                          [](const auto& info) {
                            return std::to_string(info.param.heads) + "over" + std::to_string(info.param.kv_heads) + "of" + std::to_string(info.param.head_dim);
                          });
 
+// Prompts of several tiles, whole and in pieces, on every path.
+TEST(CudaLongAttentionTest, Prompts) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const AttentionShape& shape : {ShapeOf(1, 4, 128), ShapeOf(2, 1, 128)}) {
+    const Sequences s(Dtype::kBf16, shape, {1000, 1, 517, 65}, 11);
+    const std::vector<double> reference = s.Reference();
+    const double naive = Rms(s.Naive(), reference);
+    EXPECT_LE(Rms(s.OnGpu({s.Whole()}, false, false), reference), 2 * naive);
+    EXPECT_LE(Rms(s.OnGpu({s.Whole()}, true, false), reference), 2 * naive);
+    EXPECT_LE(Rms(s.OnGpu({{{0, 700}, {1, 1}, {2, 300}}, {{2, 217}, {0, 300}, {3, 65}}}, true, false), reference), 2 * naive);
+    ExpectSame(s.OnGpu({s.Whole()}, true, false), s.OnGpu({s.Whole()}, true, false), "run again");
+  }
+}
+
 // One token of a long sequence, whose keys are split over many blocks of threads, beside a short one.
 TEST(CudaLongAttentionTest, OneTokenAfterMany) {
   if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
-  const Sequences s(Dtype::kBf16, ShapeOf(2, 4, 128), {2500, 3, 1025}, 9);
+  const Sequences s(Dtype::kBf16, ShapeOf(1, 4, 128), {2500, 3, 1025}, 9);
   const std::vector<double> reference = s.Reference();
   const double naive = Rms(s.Naive(), reference);
   const std::vector<Call> calls = {{{0, 2497}, {1, 1}, {2, 1000}}, {{1, 1}, {0, 1}}, {{0, 1}, {2, 24}}, {{0, 1}, {1, 1}, {2, 1}}};

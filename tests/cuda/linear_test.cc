@@ -74,9 +74,9 @@ void ExpectF32WithinBound(Dtype weight_dtype, const Shape& s) {
     const std::vector<double> got = Doubles(y.Result()), exact = Exact(x, {weight, b}), xs = Doubles(x), ws = Doubles(weight), bs = Doubles(bias);
     for (int64_t t = 0; t < s.rows; t++)
       for (int64_t n = 0; n < s.out; n++) {
-        const double bound =
-            DotBound(Norm(&xs[static_cast<size_t>(t * s.in)], s.in, 1, 1), Norm(&ws[static_cast<size_t>(n * s.in)], s.in, 1, bs[static_cast<size_t>(n)]), static_cast<double>(s.in + 1));
-        ASSERT_NEAR(got[static_cast<size_t>(t * s.out + n)], exact[static_cast<size_t>(t * s.out + n)], bound) << "row " << t << ", output " << n << ", biased " << biased;
+        const auto i = static_cast<size_t>(t * s.out + n);
+        const double norm_x = Norm(xs.data() + t * s.in, s.in, 1, 1), norm_w = Norm(ws.data() + n * s.in, s.in, 1, bs[static_cast<size_t>(n)]);
+        ASSERT_NEAR(got[i], exact[i], DotBound(norm_x, norm_w, static_cast<double>(s.in + 1))) << "row " << t << ", output " << n << ", biased " << biased;
       }
   }
 }
@@ -122,14 +122,16 @@ TEST(CudaLinear, ARowHasTheSameBitsAloneAndAmongMany) {
     ExpectSameBits(Dtype::kBf16, weights, Dtype::kBf16, {200, 77, 131, 1});
     ExpectSameBits(Dtype::kBf16, weights, Dtype::kF32, {200, 1096, 70, 8});
   }
-  for (int64_t in : {8, 32, 40, 64, 248, 256, 264, 512, 2048, 2056, 4096}) ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {200, in, 129, in % 32 == 0 ? 8 : 0});
+  for (int64_t in : {8, 32, 40, 64, 248, 256, 264, 512, 2048, 2056, 4096})
+    ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {200, in, 129, in % 32 == 0 ? 8 : 0});
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {1700, 512, 1300, 0});   // tiles of 128
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {140, 14336, 4100, 0});  // more inputs than shared memory takes, more tiles than blocks
 }
 
 // rms error against double at most twice that of f32 sums in plain order, rounded to bf16.
 void ExpectBf16(bool invariant, Dtype weights, Dtype results, const Shape& s, bool biased) {
-  SCOPED_TRACE(testing::Message() << Name(weights) << ", " << s.rows << " rows, " << s.in << " -> " << s.out << ", gap " << s.gap << ", invariant " << invariant);
+  SCOPED_TRACE(testing::Message() << Name(weights) << ", " << s.rows << " rows, " << s.in << " -> " << s.out << ", gap " << s.gap << ", invariant "
+                                  << invariant);
   Gpu gpu(Dtype::kBf16);
   gpu.ctx.invariant = invariant;
   Matrix x(Dtype::kBf16, s.rows, s.in, 1), weight(weights, s.out, s.in, 7), bias(Dtype::kF32, 1, s.out, 3);
@@ -142,7 +144,7 @@ void ExpectBf16(bool invariant, Dtype weights, Dtype results, const Shape& s, bo
     for (int64_t n = 0; n < s.out; n++) {
       const auto i = static_cast<size_t>(t * s.out + n);
       float sum = 0;
-      for (int64_t k = 0; k < s.in; k++) sum += static_cast<float>(xs[static_cast<size_t>(t * s.in + k)]) * static_cast<float>(ws[static_cast<size_t>(n * s.in + k)]);
+      for (int64_t k = 0; k < s.in; k++) sum += static_cast<float>(xs.data()[t * s.in + k]) * static_cast<float>(ws.data()[n * s.in + k]);
       if (biased) sum += static_cast<float>(bs[static_cast<size_t>(n)]);
       const double naive = results == Dtype::kF32 ? sum : static_cast<float>(Bf16(sum));
       ASSERT_TRUE(std::isfinite(got[i])) << "row " << t << ", output " << n;

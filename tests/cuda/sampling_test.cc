@@ -1,10 +1,13 @@
 // The GPU's choice of tokens.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
+#include "engine/sampler.h"
 #include "tests/support/gpu.h"
 #include "tests/support/numbers.h"
 
@@ -57,6 +60,88 @@ TEST(CudaSamplingTest, WhatIsNotFiniteIsReported) {
   x[128256 * 4 + 9] = std::numeric_limits<float>::max(), x[128256 * 5 + 128255] = 100;
   EXPECT_EQ(ArgMax(gpu, logits), (std::vector<int32_t>{-1, -1, -1, -1, 9, 128255}));
   EXPECT_EQ(ArgMax(gpu, logits), (std::vector<int32_t>{-1, -1, -1, -1, 9, 128255}));  // counters are as before
+}
+
+struct Largest {
+  std::vector<int32_t> ids;
+  std::vector<float> values;
+};
+Largest Top(Gpu& gpu, const Numbers& logits, int64_t k) {
+  const Tensor host = logits, there = gpu.Upload(host);
+  const Numbers none(Dtype::kF32, {host.rows(), k});
+  const Tensor ids = gpu.Upload(none), values = gpu.Upload(none);
+  Gpu::Here()->Top(there, k, static_cast<int32_t*>(ids.data()), values.as<float>());
+  Largest found = {std::vector<int32_t>(static_cast<size_t>(host.rows() * k)), std::vector<float>(static_cast<size_t>(host.rows() * k))};
+  Gpu::Here()->Download(found.ids.data(), ids.data(), ids.bytes());
+  Gpu::Here()->Download(found.values.data(), values.data(), values.bytes());
+  gpu.FreeTemporaries();
+  return found;
+}
+
+TEST(CudaSamplingTest, TheLargestInOrder) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  Draws draws(3);
+  Gpu gpu(Dtype::kBf16);
+  enum class Kind { kNormal, kFew, kAscending, kEqual };
+  for (const auto& [rows, vocab] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 1000}, {3, 1025}, {5, 128256}})
+    for (const Kind kind : {Kind::kNormal, Kind::kFew, Kind::kAscending, Kind::kEqual})
+      for (const int64_t k : {int64_t{1}, int64_t{2}, int64_t{50}, int64_t{777}, int64_t{1024}}) {
+        if (k > vocab) continue;
+        int64_t at = 0;
+        const Numbers logits(Dtype::kF32, {rows, vocab}, [&, normal = draws.Normal(5)] {
+          at++;
+          // Ascending: all of the largest at the end; equal: more candidates than shared memory has room for.
+          return kind == Kind::kNormal ? normal() : kind == Kind::kFew ? static_cast<double>(draws.Int(-3, 3)) : kind == Kind::kAscending ? static_cast<double>(at) : -0.0;
+        });
+        const Largest found = Top(gpu, logits, k);
+        for (int64_t i = 0; i < rows; i++) {
+          const float* row = logits.floats() + i * vocab;
+          std::vector<int32_t> due(static_cast<size_t>(vocab));
+          std::iota(due.begin(), due.end(), 0);
+          std::partial_sort(due.begin(), due.begin() + k, due.end(), [&](int32_t a, int32_t b) { return row[a] != row[b] ? row[a] > row[b] : a < b; });
+          for (int64_t j = 0; j < k; j++) {
+            ASSERT_EQ(found.ids[static_cast<size_t>(i * k + j)], due[static_cast<size_t>(j)]) << j << " of " << k << " of " << vocab;
+            ASSERT_EQ(found.values[static_cast<size_t>(i * k + j)], row[due[static_cast<size_t>(j)]]);
+          }
+        }
+      }
+}
+
+TEST(CudaSamplingTest, TopReportsWhatIsNotFinite) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  Draws draws(4);
+  Gpu gpu(Dtype::kBf16);
+  const Numbers logits(Dtype::kF32, {2, 5000}, draws.Normal());
+  logits.floats()[4321] = std::numeric_limits<float>::quiet_NaN();
+  const Largest found = Top(gpu, logits, 3);
+  for (size_t j = 0; j < 3; j++) {
+    EXPECT_EQ(found.ids[j], -1);
+    EXPECT_GE(found.ids[3 + j], 0);
+  }
+}
+
+// The sampler chooses the same from the largest logits as from all.
+TEST(CudaSamplingTest, TheSameChoice) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  Draws draws(5);
+  Gpu gpu(Dtype::kBf16);
+  constexpr int64_t kRows = 8, kVocab = 128256;
+  SamplerSpace space;
+  for (const int64_t k : {int64_t{1}, int64_t{40}, int64_t{1000}}) {
+    const Numbers logits(Dtype::kF32, {kRows, kVocab}, draws.Normal(3));
+    const Largest found = Top(gpu, logits, k);
+    for (int64_t i = 0; i < kRows; i++) {
+      Sampler sampler({.temperature = draws.Uniform(0.2, 3)(), .top_k = k, .top_p = i % 2 ? 0.8 : 1, .min_p = i % 3 ? 0 : 0.01, .typical_p = i % 5 ? 1 : 0.7, .seed = 7});
+      std::vector<std::pair<int32_t, float>> top;
+      for (int64_t j = i * k; j < (i + 1) * k; j++) top.emplace_back(found.ids[static_cast<size_t>(j)], found.values[static_cast<size_t>(j)]);
+      std::sort(top.begin(), top.end());
+      std::vector<int32_t> ids;
+      std::vector<float> values;
+      for (const auto& [id, value] : top) ids.push_back(id), values.push_back(value);
+      for (uint64_t step = 0; step < 20; step++)
+        ASSERT_EQ(sampler.SampleTop(ids, values, step, space), sampler.Sample({logits.floats() + i * kVocab, static_cast<size_t>(kVocab)}, step, space));
+    }
+  }
 }
 
 }  // namespace

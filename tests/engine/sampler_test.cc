@@ -355,5 +355,31 @@ TEST(Sampling, RefusesIdsOutsideTheVocabularyAndTheBanOfAll) {
   EXPECT_NO_THROW((Sampling{.logit_bias = {{0, -100}, {1, -100}}}.ValidateIds(2)));
 }
 
+// What an accelerator's Top leaves is enough where top_k asks for no more.
+TEST(Sampler, ChoosesTheSameFromTheLargestLogits) {
+  SamplerSpace space;
+  for (uint64_t seed = 0; seed < 200; seed++) {
+    std::vector<float> logits = RandomLogits(500, seed);
+    if (seed % 4 == 0)
+      for (float& x : logits) x = std::round(x);  // equal ones
+    Sampler sampler({.temperature = seed % 7 == 0 ? 0 : 0.3 + 0.01 * static_cast<double>(seed),
+                     .top_k = static_cast<int64_t>(1 + seed % 60),
+                     .top_p = seed % 2 ? 0.7 : 1,
+                     .min_p = seed % 3 ? 0 : 0.05,
+                     .typical_p = seed % 5 ? 1 : 0.6,
+                     .seed = seed});
+    const auto k = static_cast<size_t>(sampler.NeedsTop());
+    std::vector<int32_t> ids(logits.size());
+    for (size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(i);
+    const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
+    std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logit(a) != logit(b) ? logit(a) > logit(b) : a < b; });
+    ids.resize(k);
+    std::sort(ids.begin(), ids.end());
+    std::vector<float> top;
+    for (int32_t id : ids) top.push_back(logit(id));
+    for (uint64_t step = 0; step < 10; step++) EXPECT_EQ(sampler.SampleTop(ids, top, step, space), sampler.Sample(logits, step, space)) << seed;
+  }
+}
+
 }  // namespace
 }  // namespace bamba

@@ -77,6 +77,9 @@ inline int64_t TilesOf(const Batch& batch, int64_t tile_rows, int64_t least) {
 // shape is another.
 bool FlashAttention(State& state, const AttentionOperands<bf16>& operands, const Batch& batch, bool invariant);
 
+// The sequences of at least `least` rows, whose keys are in the pages, on Hopper (attention_hopper.cu): heads of 128. False where it can't be.
+bool HopperAttention(State& state, const AttentionOperands<bf16>& operands, const Batch& batch, int least);
+
 // Stores the batch's keys and values in the pages of their sequences.
 template <typename T>
 void StoreKeys(State& state, const AttentionOperands<T>& operands);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda/attention.cuh"
 
 // Flash attention (Dao 2023, "FlashAttention-2") over pages, with bf16 matrix products and f32 sums. The query heads of a key head share a tile of rows, so one
@@ -10,7 +12,7 @@ namespace bamba::cuda {
 namespace {
 
 constexpr int kKeys = static_cast<int>(kKvBlock);
-constexpr int kMostSplits = 64;
+constexpr int kMostSplits = 48;  // of the 8 key heads of one sequence: as many blocks as lie side by side on 132 multiprocessors
 
 // Of one call.
 struct FlashPlan {
@@ -323,6 +325,7 @@ void Run(State& state, const AttentionOperands<bf16>& o, const Batch& batch, boo
       Launch(state, CombineKernel, dim3(static_cast<unsigned>(o.heads), static_cast<unsigned>(sequences)), static_cast<unsigned>(DivideUp(kDim, 32) * 32), 0, o, plan);
   }
   if (singles && only_singles) return;
+  if (!invariant && !only_singles && HopperAttention(state, o, batch, singles ? 2 : 1)) return;
   constexpr int kWarps = 4, kTiles = 2, kRows = kWarps * kTiles * 16;
   plan.tile_tokens = kRows / group, plan.least = singles ? 2 : 1, plan.splits = 1;
   const int64_t tiles = TilesOf(batch, plan.tile_tokens, plan.least);
@@ -340,8 +343,11 @@ bool FlashAttention(State& state, const AttentionOperands<bf16>& o, const Batch&
   switch (o.head_dim) {
     case 16: Run<16>(state, o, batch, invariant); return true;
     case 32: Run<32>(state, o, batch, invariant); return true;
+    case 48: Run<48>(state, o, batch, invariant); return true;
     case 64: Run<64>(state, o, batch, invariant); return true;
+    case 80: Run<80>(state, o, batch, invariant); return true;
     case 96: Run<96>(state, o, batch, invariant); return true;
+    case 112: Run<112>(state, o, batch, invariant); return true;
     case 128: Run<128>(state, o, batch, invariant); return true;
     default: return false;
   }

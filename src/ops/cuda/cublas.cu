@@ -115,7 +115,8 @@ Plan MakePlan(Library& lt, const Key& key) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(key.x_alignment));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(key.y_alignment));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(key.y_alignment));
-  if (!fine || !ok(lt.MatmulAlgoGetHeuristic(lt.handle, plan.product, plan.w, plan.x, plan.y, plan.y, preference, kProposals, plan.proposals.data(), &plan.count)))
+  if (!fine || !ok(lt.MatmulAlgoGetHeuristic(lt.handle, plan.product, plan.w, plan.x, plan.y, plan.y, preference, kProposals, plan.proposals.data(),
+                                             &plan.count)))
     plan.count = 0;
   if (preference) lt.MatmulPreferenceDestroy(preference);
   // Those that can't run come last, if at all.

@@ -14,6 +14,17 @@ struct alignas(sizeof(T) * kCount) Pack {
   T at[kCount];
 };
 
+// In one access, which the compiler doesn't always see.
+template <typename Unit>
+__device__ __forceinline__ void Store(Unit* to, const Unit& unit) {
+  if constexpr (sizeof(Unit) == 16) {
+    const uint4 v = *reinterpret_cast<const uint4*>(&unit);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+  } else {
+    *to = unit;
+  }
+}
+
 bool Aligned(const void* p, int64_t bytes = 16) { return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0; }
 bool RowsAligned(const Tensor& t, int64_t bytes = 16) {
   return Aligned(t.data(), bytes) && (t.rows() <= 1 || t.stride(0) * static_cast<int64_t>(SizeOf(t.dtype())) % bytes == 0);
@@ -42,19 +53,20 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(const int32_t* tokens, M
       Pack<float, kStore> to;
 #pragma unroll
       for (int i = 0; i < kStore; i++) to.at[i] = scale * ToFloat(from.at[part + i]);
-      *reinterpret_cast<Pack<float, kStore>*>(x.Row(row) + unit * kCount + part) = to;
+      Store(reinterpret_cast<Pack<float, kStore>*>(x.Row(row) + unit * kCount + part), to);
     }
   }
 }
 
-// x / (1 + e^−x). In f32 by e^−|x|, which never overflows, with the accurate exponential.
+// x / (1 + e^−x) by e^−|x|, which never overflows.
 template <typename T>
 __device__ __forceinline__ float Silu(float x) {
   if constexpr (std::is_same_v<T, float>) {
     const float e = expf(-fabsf(x)), quotient = 1 / (1 + e);
     return x * (x < 0 ? e * quotient : quotient);
   } else {
-    return __fdividef(x, 1 + __expf(-x));
+    const float e = __expf(-fabsf(x));
+    return x * __fdividef(x < 0 ? e : 1, 1 + e);
   }
 }
 
@@ -71,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) SwiGluKernel(MatrixView<const T> gat
     Unit out;
 #pragma unroll
     for (int i = 0; i < kCount; i++) out.at[i] = FromFloat<T>(Silu<T>(ToFloat(g.at[i])) * ToFloat(u.at[i]));
-    *reinterpret_cast<Unit*>(y.Row(row) + unit * kCount) = out;
+    Store(reinterpret_cast<Unit*>(y.Row(row) + unit * kCount), out);
   }
 }
 
@@ -114,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) ScaleKernel(MatrixView<T> x, float s
     Unit v = *at;
 #pragma unroll
     for (int i = 0; i < kCount; i++) v.at[i] = FromFloat<T>(scale * ToFloat(v.at[i]));
-    *at = v;
+    Store(at, v);
   }
 }
 

@@ -16,16 +16,19 @@ struct Product {
   bool wide;  // y is f32, else bf16
 };
 
-// Any dtypes, shapes and alignment, in f32 multiply-adds. An element is the sum, in order, of the sums over 32 inputs each, which are chains of fused
-// multiply-adds: the same bits for any number of rows.
+// Any dtypes, shapes and alignment, in f32. An element is the sum, in order, of the sums over 32 inputs each, which are chains of fused multiply-adds: the
+// same bits for any number of rows.
 void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
 
-// bf16 times bf16 on tensor cores. Both want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
-// of m16n8k16 instructions with the inputs in one order (MmaPair): the same bits from either and for any number of rows.
+// bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
+// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, and
+// `natural` Skinny with Hopper, have the same bits for any number of rows.
 inline constexpr int64_t kPiece = 256;
-inline constexpr int64_t kSkinnyRows = 64;               // at most
-void SkinnyProduct(State& state, const Product& p);      // at the speed of reading the weights
-void TiledProduct(State& state, const Product& p);       // for many rows
+inline constexpr int64_t kSkinnyRows = 64;                             // at most
+void SkinnyProduct(State& state, const Product& p, bool natural);      // at the speed of reading the weights
+void TiledProduct(State& state, const Product& p);                     // for many rows
+void HopperProduct(State& state, const Product& p);                    // for many rows, where HasHopperProduct
+bool HasHopperProduct(const State& state);
 
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.
 bool CublasProduct(State& state, const Product& p);
@@ -42,7 +45,8 @@ __device__ __forceinline__ void StoreResult(const Product& p, int64_t row, int64
 }
 
 // 32 inputs of 16 outputs (a: rows g, a8: rows g + 8) by 8 rows of x (b): c += a bᵀ. Lane 4g + t brings inputs 8t … 8t+7 of its rows as they lie in memory; the
-// instruction's own numbering of inputs is another, which doesn't matter as all three are numbered alike. c: outputs g, g, g + 8, g + 8 of rows 2t, 2t + 1, 2t, 2t + 1.
+// instruction's own numbering of inputs is another, which doesn't matter as all three are numbered alike. c: outputs g, g, g + 8, g + 8 of rows 2t, 2t + 1, 2t,
+// 2t + 1.
 __device__ __forceinline__ void MmaPair(float (&c)[4], const uint4& a, const uint4& a8, const uint4& b) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

@@ -115,14 +115,16 @@ __global__ void __launch_bounds__(kWarps * 32) FewRowsKernel(Product p, bool ali
     }
   }
   AwaitCopies<0>();
-  if (lane < kOutputs * kRows && output + lane / kRows < p.out && row + lane % kRows < p.rows) StoreResult(p, row + lane % kRows, output + lane / kRows, total);
+  const int64_t r = row + lane % kRows, o = output + lane / kRows;
+  if (lane < kOutputs * kRows && o < p.out && r < p.rows) StoreResult(p, r, o, total);
 }
 
 // ---- Many rows: a block makes kTile rows by kTile outputs, a thread kEach × kEach of them, in quarters of 4 × 4 that lie kTile / 2 apart. A stage is a slab
 // of inputs, transposed. ----
 
 template <typename T, int kEach>
-__device__ __forceinline__ void LoadStage(float4 (&to)[kEach / 2], const T* data, int64_t stride, int64_t first_row, int64_t rows, int64_t k, int64_t in, bool aligned) {
+__device__ __forceinline__ void LoadStage(float4 (&to)[kEach / 2], const T* data, int64_t stride, int64_t first_row, int64_t rows, int64_t k, int64_t in,
+                                          bool aligned) {
   constexpr int kTile = 16 * kEach;
 #pragma unroll
   for (int i = 0; i < kEach / 2; i++) {
@@ -223,7 +225,8 @@ void Run(State& state, const Product& p) {
   if (p.rows <= 8) return few(FewRowsKernel<X, W, 4>, 4);
   const bool aligned_w = aligned(p.w, p.in, p.in, sizeof(W), 4);
   const auto many = [&](auto kernel, int64_t tile, size_t bytes) {
-    Launch(state, kernel, dim3(static_cast<unsigned>(DivideUp(p.out, tile)), static_cast<unsigned>(DivideUp(p.rows, tile))), 256, bytes, p, aligned_x, aligned_w);
+    const dim3 grid(static_cast<unsigned>(DivideUp(p.out, tile)), static_cast<unsigned>(DivideUp(p.rows, tile)));
+    Launch(state, kernel, grid, 256, bytes, p, aligned_x, aligned_w);
   };
   if (DivideUp(p.out, 128) * DivideUp(p.rows, 128) >= state.sms()) many(ManyRowsKernel<X, W, 8>, 128, kTiledShared<8>);
   else many(ManyRowsKernel<X, W, 4>, 64, kTiledShared<4>);

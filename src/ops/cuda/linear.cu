@@ -5,6 +5,12 @@
 namespace bamba::cuda {
 namespace {
 
+// The most rows that the skinny kernel is the fastest for, where there's Hopper's.
+constexpr int64_t kSkinnyRowsOnHopper = 16;
+// Whether Hopper's two kinds of tensor instructions round the sum of 16 products and the accumulator alike, so that a row may be one's or the other's. Nothing
+// documents it; tests/cuda/linear_test.cc tries it. If not, invariant products go without wgmma.
+constexpr bool kWgmmaAddsLikeMma = true;
+
 void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, const Tensor& bias, int64_t out, const Tensor& y) {
   State& state = StateOf(ctx);
   if (x.rows() == 0 || out == 0) return;
@@ -12,9 +18,10 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   const Product p{x.data(),   x.stride(0), weight, bias ? bias.as<float>() : nullptr, y.data(), y.stride(0), x.rows(), x.cols(), out,
                   y.dtype() == Dtype::kF32};
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
-  if (p.rows <= kSkinnyRows) return SkinnyProduct(state, p);
-  if (!ctx.invariant && !p.bias && CublasProduct(state, p)) return;
-  TiledProduct(state, p);
+  const bool hopper = HasHopperProduct(state) && (kWgmmaAddsLikeMma || !ctx.invariant);
+  if (p.rows <= (hopper ? kSkinnyRowsOnHopper : kSkinnyRows)) return SkinnyProduct(state, p, hopper);
+  if (p.rows > kSkinnyRows && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
+  hopper ? HopperProduct(state, p) : TiledProduct(state, p);
 }
 
 bool Adjacent(const Tensor& a, const Tensor& b) {

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kAnyThreads) ScanAny(ScanOperands<T> o, Picked
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, slices = (o.head_dim + layout.slice - 1) / layout.slice;
   const int head = blockIdx.x / slices, first_p = blockIdx.x % slices * layout.slice;
   const int rows = layout.slice < o.head_dim - first_p ? layout.slice : o.head_dim - first_p;  // of the state
-  const int n = o.state, stride = layout.stride, group = head / o.heads_per_group;
+  const int n = o.state, stride = layout.stride, group = o.GroupOf(head);
   float* const carried = shared;                                   // [slice][stride]  S
   float* const b_rows = carried + layout.slice * stride;           // [kChunk][stride]
   float* const c_rows = b_rows + (kStaged ? kChunk * stride : 0);  // [kChunk][stride]

@@ -7,6 +7,9 @@ namespace bamba::cuda {
 
 inline constexpr int kChunk = static_cast<int>(kSsdChunk);
 
+// i mod n without a division where n is a power of two, as nearly always.
+__device__ __forceinline__ uint32_t EntryOf(uint32_t i, uint32_t n) { return (n & (n - 1)) == 0 ? i & (n - 1) : i % n; }
+
 template <typename T>
 struct ScanOperands {
   MatrixView<const T> xbc, dt;
@@ -22,10 +25,15 @@ struct ScanOperands {
   uint32_t ring, boundaries;                                               // tokens of a slot's rings, its boundary states
   const DeviceSequence* sequences;
 
+  __device__ int GroupOf(int head) const { return heads_per_group == heads ? 0 : head / heads_per_group; }
   __device__ bool Keeps(const DeviceSequence& s) const { return ssm != nullptr && s.slot >= 0; }
   // The kept tokens of a chunk lie one after the other: a ring's length is a multiple of a chunk's.
-  __device__ T* KeptRow(const DeviceSequence& s, int64_t token) const { return xbc_ring + s.slot * xbc_slot + static_cast<uint32_t>(token) % ring * xbc_token; }
-  __device__ T* KeptSteps(const DeviceSequence& s, int64_t token) const { return dt_ring + s.slot * dt_slot + static_cast<uint32_t>(token) % ring * dt_token; }
+  __device__ T* KeptRow(const DeviceSequence& s, int64_t token) const {
+    return xbc_ring + s.slot * xbc_slot + EntryOf(static_cast<uint32_t>(token), ring) * xbc_token;
+  }
+  __device__ T* KeptSteps(const DeviceSequence& s, int64_t token) const {
+    return dt_ring + s.slot * dt_slot + EntryOf(static_cast<uint32_t>(token), ring) * dt_token;
+  }
   // A token's inputs: of this call, or kept.
   __device__ const T* Row(const DeviceSequence& s, int64_t token) const {
     return token >= s.position ? xbc.Row(s.row + (token - s.position)) : KeptRow(s, token);
@@ -35,7 +43,7 @@ struct ScanOperands {
   }
   // S before token b, a chunk's first.
   __device__ float* Boundary(const DeviceSequence& s, int64_t b, int head) const {
-    return ssm + s.slot * ssm_slot + static_cast<uint32_t>(b) / kChunk % boundaries * ssm_boundary + static_cast<int64_t>(head) * head_dim * state;
+    return ssm + s.slot * ssm_slot + EntryOf(static_cast<uint32_t>(b) / kChunk, boundaries) * ssm_boundary + static_cast<int64_t>(head) * head_dim * state;
   }
   // Whether the state before token b is one of the last that a sequence of `end` tokens keeps.
   __device__ bool KeepsBoundary(const DeviceSequence& s, int64_t b, int64_t end) const {

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   // Tokens are counted from the first one's chunk: those up to `known` came before this call, `count` is one past the last.
   const int known = static_cast<int>(s.position % kChunk), count = known + s.rows, first_row = s.row - known;
   const int64_t begin = s.position - known, end = s.position + s.rows;
-  const int group = first_head / o.heads_per_group;
+  const int group = o.GroupOf(first_head);
   const int x_column = first_head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
   const int y_stride = static_cast<int>(o.y.stride);
   const int first_tile = kOneRow ? known / 16 : 0;
@@ -352,7 +352,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
     bf16* const to = o.KeptRow(s, s.position);
     const auto copy = [&](int column) { *reinterpret_cast<uint4*>(to + column) = *reinterpret_cast<const uint4*>(row + column); };
     if (tid < 8) copy(x_column + tid * 8);
-    if (tid >= 32 && tid < 64 && first_head % o.heads_per_group == 0) copy((tid < 48 ? b_column : c_column) + tid % 16 * 8);
+    if (tid >= 32 && tid < 64 && first_head == group * o.heads_per_group) copy((tid < 48 ? b_column : c_column) + tid % 16 * 8);
     if (tid == 64) o.KeptSteps(s, s.position)[first_head] = o.dt.Row(s.row)[first_head];
   }
 }

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(32 * kWarps, 4) OneRow(ScanOperands<bf16> o, P
   const int t = static_cast<int>(s.position % kChunk);
   const int64_t b = s.position - t;
   const bool kept = o.Keeps(s);
-  const int group = head / o.heads_per_group, x_column = head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
+  const int group = o.GroupOf(head), x_column = head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
 
   float4 state[kRowsPerWarp];
   if (b > 0) {
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(32 * kWarps, 4) OneRow(ScanOperands<bf16> o, P
   if (kept && warp == 1) {
     bf16* const to = o.KeptRow(s, s.position);
     *reinterpret_cast<uint32_t*>(to + x_column + lane * 2) = own_x;
-    if (head % o.heads_per_group == 0) {
+    if (head == group * o.heads_per_group) {
       *reinterpret_cast<uint2*>(to + c_column + lane * 4) = raw_c;
       *reinterpret_cast<uint2*>(to + b_column + lane * 4) = *reinterpret_cast<const uint2*>(row + b_column + lane * 4);
     }

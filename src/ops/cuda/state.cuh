@@ -62,6 +62,7 @@ class State final : public Accelerator {
   void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t)>& progress) override;
   void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) override;
   void ArgMax(const Tensor& logits, int32_t* tokens) override;
+  void Top(const Tensor& logits, int64_t k, int32_t* ids, float* values) override;
   void Begin(const Batch& batch) override;
   void Replay(uint64_t key, const std::function<void()>& work) override;
   void ForgetReplays() override;
