@@ -2,7 +2,7 @@
 # for each room. Prints every line that breaks a rule and fails if there is one.
 cmake_minimum_required(VERSION 3.25)
 
-file(GLOB_RECURSE files RELATIVE ${SOURCE} ${SOURCE}/*.h ${SOURCE}/*.cc)
+file(GLOB_RECURSE files RELATIVE ${SOURCE} ${SOURCE}/*.h ${SOURCE}/*.cc ${SOURCE}/*.cuh ${SOURCE}/*.cu)
 set(complaints 0)
 
 macro(complain file line why)
@@ -54,6 +54,7 @@ set(model_text "^model/(forward|backward)\\.cc$")
 forbid("." "^base/" "${include}(unistd|fcntl|sched|dlfcn|termios|poll|pthread|spawn|glob|sys/[a-z]+)\\.h" "only base talks POSIX")
 forbid("." "^ops/cpu/" "${include}hwy/" "only ops/cpu sees Highway")
 forbid("." "^ops/cpu/x86_" "${include}[a-z0-9]*intrin\\.h" "x86 intrinsics live in ops/cpu/x86_* alone")
+forbid("." "^ops/cuda/" "${include}(cuda|cublas|nvtx)" "only ops/cuda sees CUDA")
 forbid("." "^cli/" "${include}CLI/" "only cli reads command lines")
 forbid("." "^cli/line_editor\\.cc$" "${include}(histedit|editline/[a-z]+)\\.h" "only cli/line_editor.cc knows libedit")
 forbid("${model_text}" "^$" "^ *# *(if|else|elif)" "the model's text has no conditional compilation")

@@ -1,5 +1,4 @@
 #include <cublasLt.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <array>
@@ -7,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "base/shared_library.h"
 #include "ops/cuda/gemm.cuh"
 
 namespace bamba::cuda {
@@ -41,15 +41,15 @@ struct Library {
     if (forced && std::string(forced) == "none") return false;
     void* file = nullptr;
     if (forced && *forced) {
-      file = dlopen(forced, RTLD_NOW | RTLD_LOCAL);
+      file = OpenSharedLibrary(forced, nullptr);
     } else {
       for (const char* folder : {"", "/usr/local/cuda/lib64/"})
         for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"})
-          if (!file) file = dlopen((std::string(folder) + name).c_str(), RTLD_NOW | RTLD_LOCAL);
+          if (!file) file = OpenSharedLibrary(std::string(folder) + name, nullptr);
     }
     if (!file) return false;
 #define BAMBA_CUBLAS_FIND(name)                                                   \
-  name = reinterpret_cast<decltype(name)>(dlsym(file, "cublasLt" #name));         \
+  name = reinterpret_cast<decltype(name)>(FindSymbol(file, "cublasLt" #name));    \
   if (!name) return false;
     BAMBA_CUBLAS_FUNCTIONS(BAMBA_CUBLAS_FIND)
 #undef BAMBA_CUBLAS_FIND
