@@ -43,6 +43,14 @@ MappedFile::~MappedFile() {
   if (data_) munmap(const_cast<char*>(data_), size_);
 }
 
+void ExpectReading(const void* data, size_t bytes) {
+#ifndef MADV_POPULATE_READ
+  constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14; older ones refuse it, and nothing is lost
+#endif
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(data) + bytes - begin, MADV_POPULATE_READ);
+}
+
 std::string ReadFile(const std::string& path) {
   bool standard_input = path == "-";
   Descriptor d{standard_input ? 0 : open(path.c_str(), O_RDONLY | O_CLOEXEC)};

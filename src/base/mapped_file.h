@@ -30,6 +30,9 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// Says that all of these bytes of memory, a mapped file's, are about to be read: the system then maps their pages in one go, not at the first touch of each.
+void ExpectReading(const void* data, size_t bytes);
+
 // A file's whole text; path "-" reads standard input. Throws Error.
 std::string ReadFile(const std::string& path);
 

@@ -53,6 +53,17 @@ TEST_F(FileTest, MapsAndReadsTheSameBytes) {
   EXPECT_EQ(moved.bytes().size(), 5u);
 }
 
+// Any part of a file may be expected, and other memory too.
+TEST_F(FileTest, ExpectingToReadChangesNothing) {
+  const std::string text(100'000, 'x');
+  Put("f", text);
+  const MappedFile file(Path("f"));
+  ExpectReading(file.data() + 4097, 80'001);
+  ExpectReading(file.data(), file.size());
+  ExpectReading(text.data(), text.size());
+  EXPECT_TRUE(std::equal(text.begin(), text.end(), file.data(), file.data() + file.size()));
+}
+
 TEST_F(FileTest, ReadsFilesLargerThanItsFirstGuess) {
   std::string text(3'000'001, 'x');
   text.back() = 'y';

@@ -1,8 +1,10 @@
 #include <atomic>
 #include <exception>
+#include <cstring>
 #include <thread>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "ops/cuda/state.cuh"
 
 // What fills the device's memory, and how fast it can be read.
@@ -31,6 +33,7 @@ class Lane {
   void Send(char* to, const char* from, size_t bytes) {
     const int i = next_ ^= 1;
     BAMBA_CUDA(cudaEventSynchronize(sent_[i]));
+    ExpectReading(from, bytes);
     std::memcpy(pinned_[i], from, bytes);
     BAMBA_CUDA(cudaMemcpyAsync(to, pinned_[i], bytes, cudaMemcpyHostToDevice, stream_));
     BAMBA_CUDA(cudaEventRecord(sent_[i], stream_));
