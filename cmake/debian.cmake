@@ -16,7 +16,7 @@ set(CPACK_DEBIAN_PACKAGE_PRIORITY optional)
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "run, measure, convert and verify Bamba language models")
 set(CPACK_DEBIAN_PACKAGE_DESCRIPTION
     "The Bamba models are hybrids of Mamba-2 and attention layers. This program
-generates text with them on the CPU, measures their perplexity, compares
+generates text with them on CPUs and NVIDIA GPUs, measures their perplexity, compares
 them with other implementations, and converts their files. A small model
 comes along.")
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)

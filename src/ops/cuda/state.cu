@@ -16,7 +16,7 @@ namespace bamba::cuda {
 namespace {
 
 // Room for the arrays of a batch. Beyond it is a broken invariant: the engine's batches are far smaller.
-constexpr int64_t kMostRows = 1 << 17, kMostSequences = 1 << 13, kMostPages = int64_t{1} << 21;
+constexpr int64_t kMostRows = 1 << 16, kMostSequences = 1 << 12, kMostPages = int64_t{1} << 19;
 
 constexpr int kStagings = 4;  // batches that may be on their way at a time
 

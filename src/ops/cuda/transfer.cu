@@ -11,8 +11,8 @@
 namespace bamba::cuda {
 namespace {
 
-// Copies are cut in pieces of this size: large enough for the bus, small enough that all threads end together.
-constexpr size_t kPiece = size_t{8} << 20;
+// Copies are cut in pieces of this size: large enough for the bus, and small, since pinning memory takes a millisecond for each of its megabytes.
+constexpr size_t kPiece = size_t{2} << 20;
 
 // A thread's way to the device: two pinned buffers, so that it fills one while the other is on its way.
 class Lane {
@@ -89,8 +89,10 @@ void State::UploadAll(std::span<const Transfer> transfers, const std::function<v
     for (size_t at = 0; at < t.bytes; at += kPiece)
       pieces.push_back({static_cast<char*>(t.to) + at, static_cast<const char*>(t.from) + at, std::min(kPiece, t.bytes - at)});
   Wait();  // for what else is done to that memory
-  // More threads than it takes to fill the bus gain nothing, and each has pinned memory to be made.
-  const size_t most = std::min<size_t>({std::max(1u, std::thread::hardware_concurrency()), 12, pieces.size()});
+  // More threads than it takes to fill the bus gain nothing, and for a small model their pinned memory takes longer than the copies.
+  size_t bytes = 0;
+  for (const Piece& piece : pieces) bytes += piece.bytes;
+  const size_t most = std::min<size_t>({std::max(1u, std::thread::hardware_concurrency()), 12, bytes / (64 * kPiece) + 1, pieces.size()});
   std::atomic<size_t> next = 0;
   std::atomic<int64_t> done = 0;
   const auto work = [&](bool reports) {
