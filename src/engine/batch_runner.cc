@@ -20,7 +20,7 @@ PoolSize PoolOn(const Model& model, PoolSize pool, const Execution& execution) {
   return pool;
 }
 
-// The token of the largest logit, see RunGreedy.
+// The token of the largest logit, see Candidates.
 int32_t Largest(const Tensor& logits, int64_t row) {
   const float* x = logits.Row<float>(row);
   int64_t best = 0;
@@ -42,12 +42,15 @@ BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, cons
       pool_(model.config, PoolOn(model, pool, execution), execution.accelerator) {
   Context& ctx = runtime_.context();
   logits_ = ctx.WideTemp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
-  chosen_ = Tensor(logits_.data(), Dtype::kI32, {size.scored});
   if (accelerator_) {
-    chosen_ = ctx.workspace->Take(Dtype::kI32, {size.scored});
+    const Tensor candidates = ctx.workspace->Take(Dtype::kI32, {2, size.scored, MostCandidates(model.config)});
+    candidates_ = candidates.as<int32_t>();
+    host_candidates_ = Pinned(accelerator_->AllocateHost(candidates.bytes()), Unpin{accelerator_});
+    host_row_ = Pinned(accelerator_->AllocateHost(logits_.Rows(0, 1).bytes()), Unpin{accelerator_});
     host_logits_ = Buffer(logits_.bytes());
+  } else {
+    likeliest_.resize(static_cast<size_t>(size.scored));
   }
-  host_chosen_.resize(static_cast<size_t>(size.scored));
   batch_.tokens.reserve(static_cast<size_t>(size.rows));
   batch_.wanted.emplace().reserve(static_cast<size_t>(size.rows));
   batch_.sequences.reserve(static_cast<size_t>(std::max<int64_t>(pool.slots, accelerator_ ? size.rows : 0)));
@@ -83,8 +86,8 @@ bool BatchRunner::Pad() {
   return true;
 }
 
-// Hidden states of the scored rows, logits of as many of them as there is room for, and with `choose` their tokens. The number of those rows.
-int64_t BatchRunner::Compute(bool choose) {
+// Hidden states of the scored rows, logits of as many of them as there is room for, on an accelerator also so many candidates of each. The number of those rows.
+int64_t BatchRunner::Compute(int64_t candidates) {
   Context& ctx = runtime_.context();
   const int64_t scored = std::ssize(*batch_.wanted), now = std::min(scored, size_.scored);
   const bool replays = Pad();
@@ -92,17 +95,20 @@ int64_t BatchRunner::Compute(bool choose) {
   const auto step = [&] {
     Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, padded));
     if (padded_now > 0) Logits(ctx, model_.config, model_.weights, hidden_.Rows(0, padded_now), logits_.Rows(0, padded_now));
-    if (choose && accelerator_ && padded_now > 0) accelerator_->ArgMax(logits_.Rows(0, padded_now), chosen_.as<int32_t>());
+    if (!accelerator_ || candidates == 0 || padded_now == 0) return;
+    // One candidate needs no logit.
+    if (candidates == 1) accelerator_->ArgMax(logits_.Rows(0, padded_now), candidates_);
+    else accelerator_->Top(logits_.Rows(0, padded_now), candidates, candidates_, reinterpret_cast<float*>(candidates_) + padded_now * candidates);
   };
   if (replays) {
     ops::Begin(ctx, batch_);
-    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) << 16 ^ static_cast<uint64_t>(2 * padded + choose), step);
+    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) >> 4 << 24 ^ static_cast<uint64_t>(padded << 11 | candidates), step);
   } else {
     step();
   }
   for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
   batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear();
-  unscored_row_ = now, unscored_ = scored - now;
+  unscored_row_ = now, unscored_ = scored - now, rows_of_candidates_ = padded_now;
   return now;
 }
 
@@ -113,17 +119,31 @@ Tensor BatchRunner::ToHost(const Tensor& logits) {
   return host;
 }
 
-Tensor BatchRunner::Run() { return ToHost(logits_.Rows(0, Compute(false))); }
+Tensor BatchRunner::Run() { return ToHost(logits_.Rows(0, Compute(0))); }
 
 std::span<const int32_t> BatchRunner::RunGreedy() {
-  const auto rows = static_cast<size_t>(Compute(true));
-  const auto chosen = std::span(host_chosen_).first(rows);
-  if (accelerator_) {
-    if (rows > 0) accelerator_->Download(host_chosen_.data(), chosen_.data(), chosen.size_bytes());
-  } else {
-    for (size_t i = 0; i < rows; i++) chosen[i] = Largest(logits_, static_cast<int64_t>(i));
+  const Candidates likeliest = RunCandidates(1);
+  return {likeliest.ids, static_cast<size_t>(likeliest.rows)};
+}
+
+Candidates BatchRunner::RunCandidates(int64_t count) {
+  CHECK(count >= 0 && count <= (accelerator_ ? MostCandidates(model_.config) : 1));
+  const int64_t rows = Compute(count), numbers = rows_of_candidates_ * count;
+  if (!accelerator_) {
+    for (int64_t i = 0; i < rows && count > 0; i++) likeliest_[static_cast<size_t>(i)] = Largest(logits_, i);
+    return {.rows = rows, .count = count, .ids = likeliest_.data()};
   }
-  return chosen;
+  auto* const ids = static_cast<int32_t*>(host_candidates_.get());
+  if (numbers > 0) accelerator_->Download(ids, candidates_, static_cast<size_t>(count == 1 ? numbers : 2 * numbers) * sizeof(int32_t));
+  return {.rows = rows, .count = count, .ids = ids, .logits = reinterpret_cast<const float*>(ids) + numbers};
+}
+
+std::span<const float> BatchRunner::LogitsOf(int64_t row) {
+  const Tensor logits = logits_.Rows(row, 1);
+  const auto vocab = static_cast<size_t>(logits.cols());
+  if (!accelerator_) return {logits.as<float>(), vocab};
+  accelerator_->Download(host_row_.get(), logits.data(), logits.bytes());
+  return {static_cast<const float*>(host_row_.get()), vocab};
 }
 
 Tensor BatchRunner::MoreLogits() {

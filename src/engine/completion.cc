@@ -51,10 +51,9 @@ Completion::Completion(const Request& request, const Listener& listener, int ind
   result_.text.reserve(8 * tokens);
 }
 
-bool Completion::TakesLikeliest() const {
-  const Sampling& s = sampler_.sampling();
-  const bool adjusts = !s.logit_bias.empty() || s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0;
-  return s.temperature == 0 && !adjusts && request_.min_tokens == 0 && !request_.top_logprobs && !request_.prompt_logprobs;
+int64_t Completion::NeedsTop() const {
+  const bool may_end = static_cast<int64_t>(result_.tokens.size()) >= request_.min_tokens;
+  return (may_end || last_tokens_.empty()) && !request_.top_logprobs && !request_.prompt_logprobs ? sampler_.NeedsTop() : 0;
 }
 
 bool Completion::Choose(std::span<const float> logits, int64_t position, SamplerSpace& space) {
@@ -64,7 +63,10 @@ bool Completion::Choose(std::span<const float> logits, int64_t position, Sampler
                 logits);
 }
 
-bool Completion::Take(int32_t token) { return static_cast<int64_t>(result_.tokens.size()) < room_ && Accept(token, {}); }
+bool Completion::ChooseFrom(std::span<const int32_t> ids, std::span<const float> logits, int64_t position, SamplerSpace& space) {
+  if (static_cast<int64_t>(result_.tokens.size()) >= room_) return false;
+  return Accept(sampler_.SampleTop(ids, logits, static_cast<uint64_t>(position), space), {});
+}
 
 // The token becomes part of the text, or ends it.
 bool Completion::Accept(int32_t token, std::span<const float> logits) {

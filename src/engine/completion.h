@@ -28,10 +28,10 @@ class Completion {
   // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
   bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
 
-  // Whether Choose would always take the token of the largest logit, the lowest id among equals, and wants nothing else of the logits. Then Take can do what it
-  // does, given that token.
-  bool TakesLikeliest() const;
-  bool Take(int32_t token);
+  // How many of the largest logits, of equal ones those of the lowest ids, Choose would look at now; 0: all. Given them, the largest first, ChooseFrom does what
+  // it does.
+  int64_t NeedsTop() const;
+  bool ChooseFrom(std::span<const int32_t> ids, std::span<const float> logits, int64_t position, SamplerSpace& space);
 
   // Takes the logits after each of the prompt's tokens but the last, in order, where the request asks for the prompt's log probabilities.
   void ScorePrompt(std::span<const float> logits);

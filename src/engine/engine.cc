@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <exception>
@@ -274,9 +275,9 @@ bool Engine::CheckFinite(Text& text, std::span<const float> logits, int64_t posi
   return false;
 }
 
-// The same for a token that the device chose.
-bool Engine::CheckChosen(Text& text, int32_t token) const {
-  if (token >= 0) return true;
+// The same for candidates.
+bool Engine::CheckFinite(Text& text, std::span<const int32_t> ids) const {
+  if (ids[0] >= 0) return true;
   text.completion.Fail(fmt::format("{}: a logit is not finite at position {}; `bamba verify` names the tensor where that begins", options_.name,
                                    text.sequence.position - 1));
   text.over = true;
@@ -298,16 +299,29 @@ void Engine::AddRows() {
   }
 }
 
-// Where every text takes the likeliest token and nothing but it, only tokens need come from where the model runs.
-void Engine::RunGreedyBatch() {
+// A step where each text that goes on needs one row of logits, or only the largest of it: these are found where the model runs.
+void Engine::RunCandidatesBatch() {
+  // Counts grow by powers of two, so that few recordings of a step serve all.
+  const int64_t most = MostCandidates(model_.config);
+  int64_t count = 0;
+  const auto needs = [&](const Text& text) {
+    const int64_t top = std::min(text.completion.NeedsTop(), model_.config.vocab);
+    return top <= most ? top : 0;
+  };
+  for (const auto& text : running_) count = std::max(count, needs(*text));
+  if (count > 1) count = std::min(most, std::max<int64_t>(16, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)))));
   AddRows();
-  const std::span<const int32_t> chosen = runner_.RunGreedy();
-  size_t used = 0;
+  const Candidates candidates = runner_.RunCandidates(count);
+  int64_t used = 0;
   const size_t members = running_.size();
   for (size_t i = 0; i < members; i++) {
     Text& text = *running_[i];
     if (!text.unread.empty()) continue;
-    const Next next{.token = chosen[used++]};
+    const int64_t row = used++;
+    const auto top = static_cast<size_t>(needs(text));
+    Next next;
+    if (top > 0) next = {.ids = candidates.IdsOf(row).first(top), .logits = top > 1 ? candidates.LogitsOf(row).first(top) : std::span<const float>()};
+    else next.logits = runner_.LogitsOf(row);
     const size_t forks = running_.size();
     if (!text.prompt_read) ForkCompletions(text);
     Continue(text, next);
@@ -315,8 +329,14 @@ void Engine::RunGreedyBatch() {
   }
 }
 
+// Whether RunCandidatesBatch serves. On the CPU the logits are at hand anyway; there it saves looking at all of them where only the likeliest token counts.
+bool Engine::CandidatesServe() const {
+  if (!options_.execution.accelerator) return std::all_of(running_.begin(), running_.end(), [](const auto& text) { return text->completion.NeedsTop() == 1; });
+  return std::none_of(running_.begin(), running_.end(), [](const auto& text) { return text->job->request.prompt_logprobs && !text->prompt_read; });
+}
+
 void Engine::RunBatch() {
-  if (std::all_of(running_.begin(), running_.end(), [](const auto& text) { return text->completion.TakesLikeliest(); })) return RunGreedyBatch();
+  if (CandidatesServe()) return RunCandidatesBatch();
   AddRows();
   Tensor logits = runner_.Run();
   int64_t used = 0;
@@ -372,10 +392,12 @@ void Engine::Continue(Text& text, const Next& next) {
   } else {
     result.steps++;
   }
-  if (next.logits.empty() ? !CheckChosen(text, next.token) : !CheckFinite(text, next.logits, text.sequence.position - 1)) return;
+  if (next.ids.empty() ? !CheckFinite(text, next.logits, text.sequence.position - 1) : !CheckFinite(text, next.ids)) return;
   bool goes_on = false;
   text.quiet = !Guarded([&] {
-    goes_on = next.logits.empty() ? text.completion.Take(next.token) : text.completion.Choose(next.logits, text.sequence.position, sampler_space_);
+    const int64_t position = text.sequence.position;
+    goes_on = next.ids.empty() ? text.completion.Choose(next.logits, position, sampler_space_)
+                               : text.completion.ChooseFrom(next.ids, next.logits, position, sampler_space_);
   });
   if (text.quiet) text.completion.End(FinishReason::kInterrupted);
   text.over = !goes_on;

@@ -90,16 +90,17 @@ class Engine {
   void Admit();
   void Begin(const std::shared_ptr<Job>& job, int index, SequenceState sequence, Demand holds, std::span<const int32_t> unread);
   void RunBatch();
-  void RunGreedyBatch();
+  bool CandidatesServe() const;
+  void RunCandidatesBatch();
   void AddRows();
   static int64_t ScoredRows(const Text& text, int64_t unread, int64_t rows);
   bool CheckFinite(Text& text, std::span<const float> logits, int64_t position) const;
-  bool CheckChosen(Text& text, int32_t token) const;
+  bool CheckFinite(Text& text, std::span<const int32_t> ids) const;
   void ForkCompletions(Text& first);
-  // What a text goes on from: the logits after its last token, or the token that is to follow.
+  // What a text goes on from: the logits after its last token, or the largest of them with their ids. One id needs no logit.
   struct Next {
+    std::span<const int32_t> ids;
     std::span<const float> logits;
-    int32_t token = -1;
   };
   void Continue(Text& text, const Next& next);
   void RemoveEnded();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -18,6 +19,9 @@ inline int64_t PrefillRows(const Config& c, const Execution& execution) { return
 
 // Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
 inline int64_t PrefillRowsBesideText(const Execution& execution) { return execution.accelerator ? 128 : 32; }
+
+// The most candidates for a token that an accelerator finds for the host.
+inline int64_t MostCandidates(const Config& c) { return std::min<int64_t>(Accelerator::kMostTop, c.vocab); }
 
 // What running a model takes of the machine's memory, in bytes, known before any of it is taken. Sums stop at INT64_MAX.
 struct MemoryPlan {

@@ -201,8 +201,17 @@ int64_t Sampler::NeedsTop() const {
 }
 
 int32_t Sampler::SampleTop(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
-  CHECK(std::ssize(ids) == std::ssize(logits) && !ids.empty() && std::ssize(ids) <= NeedsTop());
-  return sampling_.temperature > 0 ? Draw(ids, logits, step, space) : ids[0];
+  CHECK(!ids.empty() && std::ssize(ids) <= NeedsTop());
+  if (ids.size() == 1) return ids[0];
+  CHECK_EQ(std::ssize(ids), std::ssize(logits));
+  // In the order in which Sample goes through them.
+  auto& top = space.top_;
+  top.clear();
+  for (size_t i = 0; i < ids.size(); i++) top.emplace_back(ids[i], logits[i]);
+  std::sort(top.begin(), top.end());
+  space.top_ids_.clear(), space.logits_.clear();
+  for (const auto& [id, logit] : top) space.top_ids_.push_back(id), space.logits_.push_back(logit);
+  return Draw(space.top_ids_, space.logits_, step, space);
 }
 
 }  // namespace bamba

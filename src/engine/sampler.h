@@ -50,6 +50,8 @@ class SamplerSpace {
   };
   std::vector<float> logits_;
   std::vector<Candidate> candidates_, border_;
+  std::vector<std::pair<int32_t, float>> top_;
+  std::vector<int32_t> top_ids_;
   std::vector<double> sums_;
 };
 
@@ -64,7 +66,7 @@ class Sampler {
   // before it may end (ids outside the vocabulary there are nothing to choose anyway). At least one token must be left.
   int32_t Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never = {});
 
-  // The same where `ids`, ascending, are the top_k tokens of the largest logits, and NeedsTop says that they do: what a GPU found.
+  // The same where `ids`, in any order, are the tokens of the largest logits, as many as NeedsTop says or all: what a GPU found. One needs no logit.
   int32_t SampleTop(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
   // The number of the largest logits, lowest ids first among equals, that SampleTop needs; 0 where it needs all.
   int64_t NeedsTop() const;

@@ -25,6 +25,10 @@ class Accelerator : public DeviceMemory {
   virtual int64_t OwnBytes() const = 0;     // of its memory that ops share for partial sums, batches and the like: taken when it was opened
   virtual double ContextSeconds() const = 0;  // that the driver took to make it ready
 
+  // Memory of the host's that Download fills at full speed.
+  virtual void* AllocateHost(size_t bytes) = 0;
+  virtual void FreeHost(void* p) = 0;
+
   // Many uploads, as fast as the host can read its memory: several threads and pinned buffers.
   struct Transfer {
     void* to;

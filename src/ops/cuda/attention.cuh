@@ -12,8 +12,10 @@ struct AttentionOperands {
   T *k_pages, *v_pages;
   int64_t k_page, v_page;  // numbers from page to page
   int64_t k_key, v_key;    // and from key to key in a page
+  int64_t pages;           // that there are
   MatrixView<T> y;
   DeviceBatch batch;
+  int32_t* counters;  // see State
   int heads, kv_heads, head_dim;
   float scale;
 };
@@ -73,9 +75,47 @@ inline int64_t TilesOf(const Batch& batch, int64_t tile_rows, int64_t least) {
   return tiles;
 }
 
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ __forceinline__ void LoadMatrices(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address));
+}
+__device__ __forceinline__ void LoadTransposed(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address));
+}
+// c [16, 8] += a [16, 16] b [16, 8]
+__device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ uint32_t PackPair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+// Over the four lanes that share a row of a product.
+__device__ __forceinline__ float QuadMax(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ __forceinline__ float QuadSum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 // Flash attention with bf16 matrix products (attention_flash.cu): head_dim a multiple of 16 up to 128, rows and pages aligned to 16 bytes. False where the
 // shape is another.
 bool FlashAttention(State& state, const AttentionOperands<bf16>& operands, const Batch& batch, bool invariant);
+
+// The sequences of one row, heads of 128 with at most 8 query heads to a key head (attention_decode.cu): `store`: the new keys and values are taken from the
+// batch and stored too, else they are in the pages already. False where the shape is another, or where FlashAttention does better.
+bool DecodeAttention(State& state, const AttentionOperands<bf16>& operands, bool store);
+// The same with the bits that FlashAttention's tiles of many rows give.
+bool InvariantDecodeAttention(State& state, const AttentionOperands<bf16>& operands, bool store);
 
 // The sequences of at least `least` rows, whose keys are in the pages, on Hopper (attention_hopper.cu): heads of 128. False where it can't be.
 bool HopperAttention(State& state, const AttentionOperands<bf16>& operands, const Batch& batch, int least);

@@ -24,8 +24,6 @@ struct FlashPlan {
   float2* partial;     // [sequences, heads, splits] largest score and sum
 };
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
 // Copies 16 bytes to shared memory, zeros where `there` is false.
 __device__ __forceinline__ void CopyAsync(bf16* to, const bf16* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
@@ -33,37 +31,6 @@ __device__ __forceinline__ void CopyAsync(bf16* to, const bf16* from, bool there
 __device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last group has arrived.
 __device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-
-__device__ __forceinline__ void LoadMatrices(uint32_t (&x)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address));
-}
-__device__ __forceinline__ void LoadTransposed(uint32_t (&x)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address));
-}
-// c [16, 8] += a [16, 16] b [16, 8]
-__device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ uint32_t PackPair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-// Over the four lanes that share a row of a product.
-__device__ __forceinline__ float QuadMax(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float QuadSum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 
 // Rows in shared memory lie 16 bytes more than their length apart, an odd number of 16-byte units: eight rows of one column of units lie in all 32 banks.
 template <int kDim>
@@ -307,7 +274,8 @@ void Run(State& state, const AttentionOperands<bf16>& o, const Batch& batch, boo
   plan.splits = 1;
   if (!only_singles) StoreKeys(state, o);
   const bool any_single = only_singles || std::any_of(batch.sequences.begin(), batch.sequences.end(), [](const Sequence& s) { return s.rows == 1; });
-  if (singles && any_single) {
+  const auto decode = [&] { return invariant ? InvariantDecodeAttention(state, o, plan.store) : DecodeAttention(state, o, plan.store); };
+  if (singles && any_single && !decode()) {
     if (!invariant) {
       // Some waves of blocks, so that the last one's emptiness costs little; three blocks fit a multiprocessor.
       const int64_t heads = static_cast<int64_t>(sequences) * o.kv_heads, due = int64_t{8} * 3 * state.sms();

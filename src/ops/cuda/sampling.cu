@@ -6,7 +6,7 @@
 namespace bamba::cuda {
 namespace {
 
-constexpr int kThreads = 256, kUnits = 2;  // units of 1 or 4 logits that a thread takes
+constexpr int kThreads = 256;
 
 // A logit and its id as a number that orders them: a larger logit is above, of equal ones (−0 is 0) the lower id. What isn't finite is above all.
 constexpr unsigned long long kNotFinite = ~0ull;
@@ -27,8 +27,8 @@ __device__ __forceinline__ unsigned long long BlockMax(unsigned long long best, 
   return best;
 }
 
-// Blocks in x share a row; the last to come combines what they found, which depends on no order.
-template <int kCount>
+// Blocks in x share a row, a thread takes kUnits of 1 or 4 logits; the last block to come combines what they found, which depends on no order.
+template <int kCount, int kUnits>
 __global__ void __launch_bounds__(kThreads) ArgMaxKernel(MatrixView<const float> logits, int32_t vocab, int32_t* tokens, unsigned long long* found, int32_t* counters) {
   __shared__ unsigned long long warps[kThreads / 32];
   __shared__ bool last;
@@ -174,19 +174,23 @@ void State::Top(const Tensor& logits, int64_t k, int32_t* ids, float* values) {
 void State::ArgMax(const Tensor& logits, int32_t* tokens) {
   const int64_t vocab = logits.cols();
   CHECK_MSG(logits.dtype() == Dtype::kF32 && vocab > 0 && vocab < (1 << 30), "logits {} {}", Name(logits.dtype()), logits.ShapeString());
-  const auto run = [&](auto count) {
-    constexpr int kCount = decltype(count)::value;
+  const auto run = [&](auto count, auto of_thread) {
+    constexpr int kCount = decltype(count)::value, kUnits = decltype(of_thread)::value;
     const int64_t blocks = DivideUp(vocab, kThreads * kUnits * kCount);
     const int64_t most = std::min<int64_t>({kCounters, 65535, static_cast<int64_t>(kScratchBytes) / 8 / blocks});
     for (int64_t begin = 0; begin < logits.rows(); begin += most) {
       const int64_t rows = std::min(most, logits.rows() - begin);
-      Launch(*this, ArgMaxKernel<kCount>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), kThreads, 0,
+      Launch(*this, ArgMaxKernel<kCount, kUnits>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), kThreads, 0,
              MatrixView<const float>{logits.as<float>() + begin * logits.stride(0), logits.stride(0)}, static_cast<int32_t>(vocab), tokens + begin,
              reinterpret_cast<unsigned long long*>(scratch()), counters());
     }
   };
   const bool wide = vocab % 4 == 0 && logits.stride(0) % 4 == 0 && reinterpret_cast<uintptr_t>(logits.data()) % 16 == 0;
-  wide ? run(std::integral_constant<int, 4>()) : run(std::integral_constant<int, 1>());
+  using One = std::integral_constant<int, 1>;
+  using Four = std::integral_constant<int, 4>;
+  // Few rows are spread over many blocks; with many rows a thread has as much on its way as it can.
+  if (!wide) run(One(), std::integral_constant<int, 2>());
+  else logits.rows() <= 8 ? run(Four(), std::integral_constant<int, 2>()) : run(Four(), std::integral_constant<int, 8>());
 }
 
 }  // namespace bamba::cuda

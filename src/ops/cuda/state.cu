@@ -85,6 +85,14 @@ void State::Free(void* p) {
   BAMBA_CUDA(cudaFree(p));
 }
 
+void* State::AllocateHost(size_t bytes) {
+  void* p = nullptr;
+  BAMBA_CUDA(cudaMallocHost(&p, bytes));
+  return p;
+}
+
+void State::FreeHost(void* p) { BAMBA_CUDA(cudaFreeHost(p)); }
+
 void State::Upload(void* to, const void* from, size_t bytes) {
   BAMBA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
   Wait();

@@ -59,6 +59,8 @@ class State final : public Accelerator {
   void Upload(void* to, const void* from, size_t bytes) override;
   void Download(void* to, const void* from, size_t bytes) override;
   void Copy(void* to, const void* from, size_t bytes) override;
+  void* AllocateHost(size_t bytes) override;
+  void FreeHost(void* p) override;
   void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t)>& progress) override;
   void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) override;
   void ArgMax(const Tensor& logits, int32_t* tokens) override;
