@@ -2,9 +2,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <functional>
-#include <tuple>
 #include <vector>
 
 #include "ops/context.h"
@@ -26,25 +24,10 @@ class Bench {
 
   void All() {
     fmt::print("{}\n", accelerator_->name());
-    if (std::getenv("SWEEP")) {
-      const std::vector<std::tuple<int64_t, int64_t, std::vector<int>>> sweep = {{1, 2048, {0, 8, 16, 32}}, {1, 32768, {0, 16, 64}}, {8, 2048, {0, 2, 4, 8, 12}}, {16, 2048, {0}}, {24, 2048, {0, 1}}, {32, 2048, {0, 2}}, {64, 2048, {0, 2}}, {128, 2048, {0, 2}}, {256, 2048, {0}}};
-      for (const auto& [sequences, context, splits] : sweep)
-        for (int n : splits) {
-          n ? setenv("SPLITS", std::to_string(n).c_str(), 1) : unsetenv("SPLITS");
-          n == 32 ? setenv("LEAST", "1", 1) : unsetenv("LEAST");
-          fmt::print("splits {:2} ", n);
-          Decode(sequences, context, false);
-        }
-      for (const char* most : {"0", "100"})
-        for (const auto& [sequences, context, splits] : sweep) {
-          setenv("MOST", most, 1);
-          fmt::print("{} ", most[0] == '0' ? "one kernel" : "two kernels");
-          Decode(sequences, context, true);
-        }
-      return;
+    for (const auto& [sequences, context] : {std::pair<int64_t, int64_t>{1, 2048}, {8, 2048}, {24, 2048}, {32, 2048}, {64, 2048}, {128, 2048}, {256, 2048}, {1, 32768}}) {
+      Decode(sequences, context, false);
+      Decode(sequences, context, true);
     }
-    for (const auto& [sequences, context] : {std::pair<int64_t, int64_t>{1, 2048}, {8, 2048}, {32, 2048}, {128, 2048}, {256, 2048}, {1, 32768}}) Decode(sequences, context, false);
-    for (const auto& [sequences, context] : {std::pair<int64_t, int64_t>{1, 2048}, {32, 2048}}) Decode(sequences, context, true);
     for (const auto& [rows, position] : {std::pair<int64_t, int64_t>{512, 0}, {4096, 0}, {32768, 0}, {512, 16384}}) Prefill(rows, position);
     for (int64_t rows : {1, 64, 4096}) SwiGluOf(rows);
     for (int64_t rows : {1, 64, 4096}) EmbedOf(rows);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdlib>
 
 #include "ops/cuda/attention.cuh"
 
@@ -441,21 +440,23 @@ bool DecodeAttention(State& state, const AttentionOperands<bf16>& o, bool store)
   if (!Fits(o) || sequences > 65535) return false;
   DecodePlan plan = {};
   plan.store = store;
-  plan.least = std::getenv("LEAST") ? std::atoi(std::getenv("LEAST")) : 2;
-  // The time of so many splits, in pages, of sequences of kPages (their length is not to be asked for): waves of blocks, each of a share and some overhead.
-  constexpr double kPages = 32, kOverhead = 1.6;
-  const int64_t slots = int64_t{kResident} * state.sms();
+  plan.least = 2;
+  // The time of so many splits, in pages, of sequences of kPages (their length is not to be asked for): waves of blocks, each of a share and some overhead. A
+  // wave that fills most of the places reads as fast as one that fills all.
+  constexpr double kPages = 32, kOverhead = 1.6, kMost = 0.7;
+  const int64_t places = int64_t{kResident} * state.sms();
   double least = 0;
   for (int splits = 1; splits <= kMostSplits; splits++) {
-    const double time = static_cast<double>(DivideUp(heads * splits, slots)) * (kPages / splits + kOverhead);
+    const int64_t all = heads * splits, rest = all % places;
+    const double share = kPages / splits, last = static_cast<double>(rest) / static_cast<double>(places);
+    const double time = static_cast<double>(all / places) * (share + kOverhead) + (rest > 0 ? share * std::max(last, kMost) + kOverhead : 0);
     if (splits == 1 || time < least) plan.splits = splits, least = time;
   }
-  if (std::getenv("SPLITS")) plan.splits = std::atoi(std::getenv("SPLITS"));
   const auto bytes_of = [&](int64_t splits) { return sequences * splits * o.heads * static_cast<int64_t>(sizeof(float) * kDim + sizeof(float2)); };
   while (plan.splits > 1 && bytes_of(plan.splits) > static_cast<int64_t>(State::kScratchBytes)) plan.splits /= 2;
   if (heads > State::kCounters) plan.splits = 1;
-  plan.partial = reinterpret_cast<float2*>(state.scratch());
-  plan.partial_out = reinterpret_cast<float*>(plan.partial + sequences * o.heads * plan.splits);
+  plan.partial_out = reinterpret_cast<float*>(state.scratch());
+  plan.partial = reinterpret_cast<float2*>(plan.partial_out + sequences * o.heads * plan.splits * kDim);
   const dim3 grid(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(sequences), static_cast<unsigned>(plan.splits));
   Launch(state, DecodeKernel, grid, kThreads, 0, o, plan);
   return true;
@@ -463,8 +464,8 @@ bool DecodeAttention(State& state, const AttentionOperands<bf16>& o, bool store)
 
 bool InvariantDecodeAttention(State& state, const AttentionOperands<bf16>& o, bool store) {
   const int64_t sequences = o.batch.sequence_count, heads = sequences * o.kv_heads;
-  const int kMostAsked = std::getenv("MOST") ? std::atoi(std::getenv("MOST")) : 8;
-  if (!Fits(o) || heads > kMostAsked * state.sms()) return false;
+  // With more, the chains of attention_flash.cu fill the multiprocessors as they are.
+  if (!Fits(o) || heads > 4 * state.sms() || sequences > 65535) return false;
   if ((sequences + o.pages) * o.heads * kKeys * static_cast<int64_t>(sizeof(float)) > static_cast<int64_t>(State::kScratchBytes)) return false;
   DecodePlan plan = {};
   plan.store = store;

@@ -190,7 +190,7 @@ void State::ArgMax(const Tensor& logits, int32_t* tokens) {
   using Four = std::integral_constant<int, 4>;
   // Few rows are spread over many blocks; with many rows a thread has as much on its way as it can.
   if (!wide) run(One(), std::integral_constant<int, 2>());
-  else logits.rows() <= 8 ? run(Four(), std::integral_constant<int, 2>()) : run(Four(), std::integral_constant<int, 8>());
+  else logits.rows() <= 32 ? run(Four(), std::integral_constant<int, 2>()) : run(Four(), std::integral_constant<int, 8>());
 }
 
 }  // namespace bamba::cuda
