@@ -16,7 +16,11 @@ namespace {
 constexpr int kDim = 128, kKeys = static_cast<int>(kKvBlock), kMostGroup = 8;
 constexpr int kWarps = 4, kThreads = kWarps * 32, kWarpKeys = kKeys / kWarps;
 static_assert(kWarpKeys == 16, "of a product");
-constexpr int kMostSplits = 64, kResident = 2;  // blocks of threads on a multiprocessor: more of them read no faster
+constexpr int kMostSplits = 64;
+// Blocks of threads on a multiprocessor: more of them read no faster, and where there are few they would be spread less evenly. Shared memory that none of them
+// uses keeps a third away.
+constexpr int kResident = 2;
+constexpr size_t kUnusedBytes = 60 * 1024;
 
 // Of one call.
 struct DecodePlan {
@@ -341,85 +345,101 @@ __global__ void __launch_bounds__(kThreads) ScoresKernel(const AttentionOperands
   }
 }
 
-// A warp has kSlice columns of the output of one key head, from the first block of keys to the last: lane (row, column) has query head `row`, and brings
-// 4 columns of the values at a time. Arithmetic as in attention_flash.cu.
-constexpr int kSlice = 32, kSlices = kDim / kSlice;
-__global__ void __launch_bounds__(32) ValuesKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
-  constexpr int kStages = 3;
+// A block of threads has one key head, from the first block of keys to the last, some at a time: each warp turns the scores of one into weights, and then adds
+// all of their values to kSlice columns of the output. Lane (row, column) has query head `row`, and brings 4 columns of the values at a time. Arithmetic as in
+// attention_flash.cu. The newest keys and values are in the pages.
+constexpr int kSlice = kDim / kWarps;
+__global__ void __launch_bounds__(kThreads) ValuesKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
+  __shared__ float tops[kWarps][kMostGroup], parts[kWarps][32];
+  __shared__ uint4 weights[kWarps][2][32];
   LetNextBegin();
   const DeviceSequence s = o.batch.sequences[blockIdx.y];
   if (s.rows != 1) return;
-  const int kv_head = static_cast<int>(blockIdx.x) / kSlices, slice = static_cast<int>(blockIdx.x) % kSlices, group = o.heads / o.kv_heads;
-  const int lane = threadIdx.x, row = lane / 4, column = lane % 4;
+  const int kv_head = static_cast<int>(blockIdx.x), group = o.heads / o.kv_heads;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, column = lane % 4;
   const int position = static_cast<int>(s.position), blocks = position / kKeys + 1;
-  const int first_column = kv_head * kDim + slice * kSlice + row * 4;
+  // A sequence without pages has one key, its own.
+  const bf16* const rows = (s.slot < 0 ? o.v.Row(s.row) : o.v_pages) + kv_head * kDim + warp * kSlice + row * 4;
+  const int64_t page_stride = s.slot < 0 ? 0 : o.v_page;
+  const int key_stride = s.slot < 0 ? 0 : static_cast<int>(o.v_key);
   PageList pages(o, s, 0, blocks);
-
-  uint2 v[kStages][16];
-  float2 scores[kStages][8];
-  const bf16* const own = o.v.Row(s.row) + first_column;
-  const auto read_values = [&](uint2(&values)[16], int block) {
-    const bf16* const base = o.v_pages + pages.Of(block) * o.v_page + 2 * column * o.v_key + first_column;
-    const int newest = position - block * kKeys - 2 * column;  // what lies after it weighs 0
+  // Beyond the last block it is read again, for nothing; keys after the newest one weigh 0.
+  uint2 v[kWarps][16];
+  const auto read_values = [&](uint2(&values)[16], int asked) {
+    const int block = min(asked, blocks - 1), newest = position - block * kKeys;
+    const bf16* const from = rows + pages.Of(block) * page_stride;
 #pragma unroll
-    for (int n = 0; n < 16; n++) {
-      const int further = n / 4 * 16 + n % 2 + n % 4 / 2 * 8;
-      const bf16* const at = base + further * o.v_key;
-      values[n] = Read8(further < newest ? at : own);
-    }
+    for (int n = 0; n < 16; n++) values[n] = Read8(from + static_cast<int64_t>(min(2 * column + n / 4 * 16 + n % 2 + n % 4 / 2 * 8, newest)) * key_stride);
   };
-  const auto read_scores = [&](float2(&score)[8], int block) {
+  float2 scores[8];
+  const auto read_scores = [&](int asked) {
     // Rows beyond the group have those of others.
-    const float* const from = ScoresOf(o, plan, s, static_cast<int>(blockIdx.y), block, kv_head) + min(row, group - 1) * kKeys + column * 2;
+    const float* const from = ScoresOf(o, plan, s, static_cast<int>(blockIdx.y), min(asked, blocks - 1), kv_head) + min(row, group - 1) * kKeys + column * 2;
 #pragma unroll
-    for (int n = 0; n < 8; n++) score[n] = Read8(from + n * 8);
+    for (int n = 0; n < 8; n++) scores[n] = Read8(from + n * 8);
   };
+  WaitForPrevious();
+  read_scores(warp);
+#pragma unroll
+  for (int i = 0; i < kWarps; i++) read_values(v[i], i);
+
   float out[4][4], top = -INFINITY, sum = 0;
 #pragma unroll
   for (int e = 0; e < 4; e++) out[e][0] = out[e][1] = out[e][2] = out[e][3] = 0;
   const float to_log2 = o.scale * 1.4426950408889634f;
-  WaitForPrevious();
-  // Beyond the last block it is read again, for nothing.
-#pragma unroll
-  for (int i = 0; i < kStages; i++) read_scores(scores[i], min(i, blocks - 1)), read_values(v[i], min(i, blocks - 1));
 #pragma unroll 1
-  for (int base = 0; base < blocks; base += kStages) {
+  for (int base = 0; base < blocks; base += kWarps) {
+    float score[8][2];
 #pragma unroll
-    for (int i = 0; i < kStages; i++) {
-      const int block = base + i;
-      if (block >= blocks) break;
-      float score[8][2];
-#pragma unroll
-      for (int n = 0; n < 8; n++) score[n][0] = scores[i][n].x, score[n][1] = scores[i][n].y;
-      if (block + 1 == blocks) {
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-          for (int j = 0; j < 2; j++)
-            if (block * kKeys + n * 8 + column * 2 + j > position) score[n][j] = -INFINITY;
-      }
-      float most = score[0][0];
-#pragma unroll
-      for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(score[n][0], score[n][1]));
-      const float new_top = fmaxf(top, QuadMax(most)), shift = new_top * to_log2, factor = Exp2((top - new_top) * to_log2);
-      float part = 0;
+    for (int n = 0; n < 8; n++) score[n][0] = scores[n].x, score[n][1] = scores[n].y;
+    read_scores(base + kWarps + warp);
+    if ((base + warp) * kKeys + kKeys - 1 > position) {
 #pragma unroll
       for (int n = 0; n < 8; n++)
 #pragma unroll
-        for (int j = 0; j < 2; j++) part += score[n][j] = Exp2(fmaf(score[n][j], to_log2, -shift));
-      sum = fmaf(sum, factor, part);
-      top = new_top;
+        for (int j = 0; j < 2; j++)
+          if ((base + warp) * kKeys + n * 8 + column * 2 + j > position) score[n][j] = -INFINITY;
+    }
+    float most = score[0][0];
 #pragma unroll
-      for (int e = 0; e < 4; e++) out[e][0] *= factor, out[e][1] *= factor;
+    for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(score[n][0], score[n][1]));
+    most = QuadMax(most);
+    if (column == 0) tops[warp][row] = most;
+    __syncthreads();
+    float factor[kWarps], shift = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; i++) {
+      const float new_top = fmaxf(top, tops[i][row]);
+      factor[i] = Exp2((top - new_top) * to_log2);
+      if (i == warp) shift = new_top * to_log2;
+      top = new_top;
+    }
+    float part = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) part += score[n][j] = Exp2(fmaf(score[n][j], to_log2, -shift));
+    parts[warp][lane] = part;
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      weights[warp][h][lane] = {PackPair(score[4 * h][0], score[4 * h][1]), PackPair(score[4 * h + 1][0], score[4 * h + 1][1]),
+                                PackPair(score[4 * h + 2][0], score[4 * h + 2][1]), PackPair(score[4 * h + 3][0], score[4 * h + 3][1])};
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kWarps; i++) {
+      if (base + i >= blocks) break;
+      sum = fmaf(sum, factor[i], parts[i][lane]);
+#pragma unroll
+      for (int e = 0; e < 4; e++) out[e][0] *= factor[i], out[e][1] *= factor[i];
+      const uint4 w[2] = {weights[i][0][lane], weights[i][1][lane]};
 #pragma unroll
       for (int n = 0; n < 4; n++) {
-        const uint32_t a[4] = {PackPair(score[2 * n][0], score[2 * n][1]), 0, PackPair(score[2 * n + 1][0], score[2 * n + 1][1]), 0};
+        const uint32_t a[4] = {Word(w[n / 2], n % 2 * 2), 0, Word(w[n / 2], n % 2 * 2 + 1), 0};
 #pragma unroll
         for (int e = 0; e < 4; e++)
           Multiply(out[e], a, PairUp(Word(v[i][4 * n], e / 2), Word(v[i][4 * n + 1], e / 2), e % 2), PairUp(Word(v[i][4 * n + 2], e / 2), Word(v[i][4 * n + 3], e / 2), e % 2));
       }
-      const int next = min(block + kStages, blocks - 1);
-      read_scores(scores[i], next), read_values(v[i], next);
+      read_values(v[i], base + kWarps + i);
     }
   }
   const float inverse = 1 / QuadSum(sum);
@@ -428,7 +448,7 @@ __global__ void __launch_bounds__(32) ValuesKernel(const AttentionOperands<bf16>
   uint4 y;
   y.x = PackPair(out[0][0] * inverse, out[1][0] * inverse), y.y = PackPair(out[2][0] * inverse, out[3][0] * inverse);
   y.z = PackPair(out[0][1] * inverse, out[1][1] * inverse), y.w = PackPair(out[2][1] * inverse, out[3][1] * inverse);
-  *reinterpret_cast<uint4*>(o.y.Row(s.row) + static_cast<int64_t>(kv_head * group + row) * kDim + slice * kSlice + column * 8) = y;
+  *reinterpret_cast<uint4*>(o.y.Row(s.row) + static_cast<int64_t>(kv_head * group + row) * kDim + warp * kSlice + column * 8) = y;
 }
 
 bool Fits(const AttentionOperands<bf16>& o) { return o.head_dim == kDim && o.heads / o.kv_heads <= kMostGroup; }
@@ -458,7 +478,7 @@ bool DecodeAttention(State& state, const AttentionOperands<bf16>& o, bool store)
   plan.partial_out = reinterpret_cast<float*>(state.scratch());
   plan.partial = reinterpret_cast<float2*>(plan.partial_out + sequences * o.heads * plan.splits * kDim);
   const dim3 grid(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(sequences), static_cast<unsigned>(plan.splits));
-  Launch(state, DecodeKernel, grid, kThreads, 0, o, plan);
+  Launch(state, DecodeKernel, grid, kThreads, kUnusedBytes, o, plan);
   return true;
 }
 
@@ -472,7 +492,7 @@ bool InvariantDecodeAttention(State& state, const AttentionOperands<bf16>& o, bo
   plan.scores = reinterpret_cast<float*>(state.scratch());
   const auto splits = std::clamp<int64_t>(DivideUp(int64_t{8} * state.sms(), heads), 1, 65535);
   Launch(state, ScoresKernel, dim3(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(sequences), static_cast<unsigned>(splits)), kThreads, 0, o, plan);
-  Launch(state, ValuesKernel, dim3(static_cast<unsigned>(o.kv_heads * kSlices), static_cast<unsigned>(sequences)), 32, 0, o, plan);
+  Launch(state, ValuesKernel, dim3(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(sequences)), kThreads, 0, o, plan);
   return true;
 }
 
