@@ -70,7 +70,7 @@ constexpr int kThreads = 64, kBlocks = 8;  // of a multiprocessor at once
 // Four taps, channels in vectors of 16 bytes.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks) ConvFourTaps(Conv<T> c, int64_t block) {
-  constexpr int kCount = Channels<T>::kCount, kAhead = 3;  // rows whose inputs are on their way
+  constexpr int kCount = Channels<T>::kCount, kAhead = 6;  // rows whose inputs are on their way
   LetNextBegin();
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kCount;
   if (channel >= c.channels) {
@@ -96,13 +96,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ConvFourTaps(Conv<T> c, int
         Channels<T> next[kAhead];
         const T* from = c.x.Row(first) + channel;
         T* to = c.y.Row(first) + channel;
-        const auto fetch = [&](int rows) {
 #pragma unroll
-          for (int k = 0; k < kAhead; k++)
-            if (k < rows) next[k].raw = *reinterpret_cast<const uint4*>(from + k * c.x.stride);
-          from += kAhead * c.x.stride;
-        };
-        fetch(static_cast<int>(last - first));
+        for (int k = 0; k < kAhead; k++) {
+          if (first + k < last) next[k].raw = *reinterpret_cast<const uint4*>(from);
+          from += c.x.stride;
+        }
         float window[3][kCount];  // of tokens t − 3, t − 2, t − 1
         const int64_t token = s.position + (first - s.row);
 #pragma unroll
@@ -113,22 +111,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ConvFourTaps(Conv<T> c, int
           before.Floats(window[k]);
         }
         for (int left = static_cast<int>(last - first); left > 0; left -= kAhead) {
-          Channels<T> now[kAhead];
-#pragma unroll
-          for (int k = 0; k < kAhead; k++) now[k] = next[k];
-          fetch(left - kAhead);
 #pragma unroll
           for (int k = 0; k < kAhead; k++) {
             if (k >= left) break;
             float in[kCount], sum[kCount];
-            now[k].Floats(in);
+            next[k].Floats(in);
+            if (k + kAhead < left) next[k].raw = *reinterpret_cast<const uint4*>(from);
+            from += c.x.stride;
 #pragma unroll
             for (int i = 0; i < kCount; i++) {
-              sum[i] = fmaf(taps[i][0], window[k][i], start[i]);
+              sum[i] = fmaf(taps[i][0], window[k % 3][i], start[i]);
               sum[i] = fmaf(taps[i][1], window[(k + 1) % 3][i], sum[i]);
               sum[i] = fmaf(taps[i][2], window[(k + 2) % 3][i], sum[i]);
               sum[i] = Silu<T>(fmaf(taps[i][3], in[i], sum[i]));
-              window[k][i] = in[i];
+              window[k % 3][i] = in[i];
             }
             Channels<T> out;
             out.Set(sum);
@@ -270,8 +266,8 @@ void CausalConvSilu(Context& ctx, const Tensor& x, const Tensor& w, const Tensor
       return Launch(device, rows == 4 ? ConvOneRow<T, 4> : ConvOneRow<T, 1>, grid, dim3(kOneRowThreads), 0, c);
     }
     const int64_t strips = DivideUp(c.channels, fast ? kThreads * kCount : 128);
-    // Long blocks read fewer rows twice; but there is room for some at once.
-    const int64_t block = std::max(std::clamp<int64_t>(DivideUp(c.rows * strips, int64_t{kBlocks} * device.sms()), 1, 256), DivideUp(c.rows, 65535));
+    // As many blocks as there is room for at once: long ones read fewer rows twice.
+    const int64_t at_once = std::max<int64_t>(1, int64_t{kBlocks} * device.sms() / strips), block = DivideUp(c.rows, std::min<int64_t>(at_once, 65535));
     const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(DivideUp(c.rows, block)));
     fast ? Launch(device, ConvFourTaps<T>, grid, dim3(kThreads), 0, c, block) : Launch(device, ConvAnyTaps<T>, grid, dim3(128), 0, c, block);
   });

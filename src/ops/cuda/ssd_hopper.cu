@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
   const auto round = [](int chunk) { return chunk / kStages & 1; };
   const auto stage_at = [&](int chunk) { return shared + static_cast<uint32_t>(chunk % kStages) * static_cast<uint32_t>(sizeof(Stage)); };
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 2), InitBarrier(full(i), 128), InitBarrier(empty(i), kHeads * 4);
+    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 2), InitBarrier(full(i), 64), InitBarrier(empty(i), kHeads * 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     FenceForProducts();
   }
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
 
   if (warpgroup == kHeads + 1) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(40));
-    if (warp > 0) return;
+    static_assert(kStages == 4, "a warp for each");
     const int group = o.GroupOf(first_head), b_column = o.b_column + group * kState, c_column = o.c_column + group * kState, x_column = first_head * kHeadDim;
     HeadNumbers numbers[kHeads];
 #pragma unroll
@@ -172,9 +172,9 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
       for (int head = 0; head < kHeads; head++) raw[head] = token < count ? o.RawStep(s, begin + token, first_head + head) : 0.0f;
     };
     float raw[kHeads];
-    raw_steps(0, raw);
+    raw_steps(warp, raw);
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; chunk++) {
+    for (int chunk = warp; chunk < chunks; chunk += kStages) {
       WaitFor(empty(chunk), round(chunk) ^ 1);
       const uint32_t at = stage_at(chunk);
       if ((chunk > 0 || known == 0) && (chunk + 1) * kChunk <= count) {
@@ -227,49 +227,59 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
       }
       __syncwarp();
       if (lane == 0) Arrive(landed(chunk));
-      raw_steps(chunk + 1, raw);
+      raw_steps(chunk + kStages, raw);
     }
     return;
   }
 
   if (warpgroup == kHeads) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(72));
-    // What this lane names of the 8x8 matrices: rows [0, 16) of C and one of two units; eight rows of B and one of four units.
-    const uint32_t c_at = offsetof(Stage, c) + Place(lane % 16, lane / 16), b_at = Place(warp * 8 + lane % 8, lane / 8);
-    const int from = warp * 8 + 2 * q;
+    // Two warps take a chunk, each 16 columns of its scores. What this lane names of the 8x8 matrices: rows [0, 16) of C and one of two units; eight of 16 rows
+    // of B and one of two units.
+    const int part = warp % 2;
+    const uint32_t c_at = offsetof(Stage, c) + Place(lane % 16, lane / 16), b_at = Place(part * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; chunk++) {
+    for (int chunk = warp / 2; chunk < chunks; chunk += 2) {
       const uint32_t at = stage_at(chunk);
       WaitFor(landed(chunk), round(chunk));
-      float score[2][4] = {};
-      uint32_t b[4];
+      float score[2][2][4] = {};
 #pragma unroll
       for (int k = 0; k < kState / 16; k++) {
-        if (k % 2 == 0) LoadMatrices(b, ((at + b_at) ^ 32 * (k % 4)) + k / 4 * kMatrix);
+        uint32_t b[4];
+        LoadMatrices(b, ((at + b_at) ^ 32 * (k % 4)) + k / 4 * kMatrix);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
           uint32_t c[4];
           LoadMatrices(c, ((at + c_at) ^ 32 * (k % 4)) + k / 4 * kMatrix + m * 16 * kRow);
-          MultiplyAdd(score[m], c, b[k % 2 * 2], b[k % 2 * 2 + 1]);
+#pragma unroll
+          for (int n = 0; n < 2; n++) MultiplyAdd(score[m][n], c, b[2 * n], b[2 * n + 1]);
         }
       }
 #pragma unroll
       for (int head = 0; head < kHeads; head++) {
         const Decays& d = memory.decays[chunk % kStages][head];
-        const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
         char* const to = memory.stages[chunk % kStages].weights[head] + q * 4;
+        float log[2][2];
 #pragma unroll
         for (int m = 0; m < 2; m++)
 #pragma unroll
-          for (int r = 0; r < 2; r++) {
-            const int t = 16 * m + 8 * r + g;
-            const float log = d.log[t];
-            const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
-            const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
-            uint32_t leading, rest;
-            SplitPair(low, high, leading, rest);
-            *reinterpret_cast<uint32_t*>(to + Place(t, warp)) = leading, *reinterpret_cast<uint32_t*>(to + Place(t, warp + 4)) = rest;
-          }
+          for (int r = 0; r < 2; r++) log[m][r] = d.log[16 * m + 8 * r + g];
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+          const int unit = part * 2 + n, from = unit * 8 + 2 * q;
+          const float2 log_from = *reinterpret_cast<const float2*>(d.log + from), step = *reinterpret_cast<const float2*>(d.step + from);
+#pragma unroll
+          for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+              const int t = 16 * m + 8 * r + g;
+              const float low = from <= t ? score[m][n][2 * r] * (FastExp2(log[m][r] - log_from.x) * step.x) : 0;
+              const float high = from + 1 <= t ? score[m][n][2 * r + 1] * (FastExp2(log[m][r] - log_from.y) * step.y) : 0;
+              uint32_t leading, rest;
+              SplitPair(low, high, leading, rest);
+              *reinterpret_cast<uint32_t*>(to + Place(t, unit)) = leading, *reinterpret_cast<uint32_t*>(to + Place(t, unit + 4)) = rest;
+            }
+        }
       }
       FenceForProducts();
       Arrive(full(chunk));
@@ -313,7 +323,6 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
 #pragma unroll
       for (int i = 0; i < 4; i++) carried[k][i] = PackPair(state[8 * k + 2 * i], state[8 * k + 2 * i + 1]);
     WaitFor(landed(chunk), round(chunk));
-    WaitFor(full(chunk), round(chunk));
     const float decay = decays.from_start[kChunk - 1];
 #pragma unroll
     for (int i = 0; i < 64; i++) state[i] *= decay;
@@ -334,6 +343,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
 #pragma unroll
         for (int r = 2 * half; r < 2 * half + 2; r++) SplitPair(weight.x * LowHalf(x[k][r]), weight.y * HighHalf(x[k][r]), leading[k][r], rest[k][r]);
       }
+    WaitFor(full(chunk), round(chunk));
     Pin(x), Pin(leading), Pin(rest), Pin(state), Pin(inner);
     BeginProducts();
 #pragma unroll

@@ -34,17 +34,12 @@ __device__ __forceinline__ int SumHeld(int lane) {
   return lane / (32 / kCount);
 }
 
-__device__ __forceinline__ void CopyAsync(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
-}
-__device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// Block (head, sequence). Warp w has rows [8w, 8w + 8) of S, a lane four columns of each; and tokens [4w, 4w + 4) of the chunk. The state waits in shared memory,
-// not in registers, so that more blocks' states are on their way at once; a thread copies what it uses itself.
-__global__ void __launch_bounds__(32 * kWarps, 6) OneRow(ScanOperands<bf16> o, Picked picked) {
-  __shared__ float4 states[kRowsPerWarp][32 * kWarps];
+// Block (head, sequence). Warp w has rows [8w, 8w + 8) of S, a lane four columns of each; and tokens [4w, 4w + 4) of the chunk.
+__global__ void __launch_bounds__(32 * kWarps, 4) OneRow(ScanOperands<bf16> o, Picked picked) {
   __shared__ float carried_part[kHeadDim];             // S C
   __shared__ float2 chunk_part[kWarps][kHeadDim / 2];  // Σ over a warp's tokens
+  __shared__ uint2 b_rows[kChunk][kState / 4];         // where the row completes its chunk
+  __shared__ float2 weighted_x[kChunk][kHeadDim / 2];
   LetNextBegin();
   const int head = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const HeadNumbers numbers = NumbersOf(o, head);
@@ -56,14 +51,14 @@ __global__ void __launch_bounds__(32 * kWarps, 6) OneRow(ScanOperands<bf16> o, P
   const bool kept = o.Keeps(s);
   const int group = o.GroupOf(head), x_column = head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
 
-  float4* const own_state = states[0] + threadIdx.x;
+  float4 state[kRowsPerWarp];
   if (b > 0) {
     const float* from = o.Boundary(s, b, head) + warp * kRowsPerWarp * kState + lane * 4;
 #pragma unroll
-    for (int i = 0; i < kRowsPerWarp; i++) CopyAsync(own_state + i * 32 * kWarps, from + i * kState);
+    for (int i = 0; i < kRowsPerWarp; i++) state[i] = __ldcs(reinterpret_cast<const float4*>(from + i * kState));
   } else {
 #pragma unroll
-    for (int i = 0; i < kRowsPerWarp; i++) own_state[i * 32 * kWarps] = make_float4(0, 0, 0, 0);
+    for (int i = 0; i < kRowsPerWarp; i++) state[i] = make_float4(0, 0, 0, 0);
   }
   const bf16 *const row = o.xbc.Row(s.row), *kept_row = row, *const own_step = o.dt.Row(s.row) + head, *step_at = own_step;
   if (t > 0) {
@@ -120,13 +115,20 @@ __global__ void __launch_bounds__(32 * kWarps, 6) OneRow(ScanOperands<bf16> o, P
   }
   chunk_part[warp][lane] = sum;
 
-  WaitForCopies();
+  const bool completes = kept && t == kChunk - 1;
+  if (completes) {
+#pragma unroll
+    for (int i = 0; i < kTokensPerWarp; i++) {
+      const int from = warp * kTokensPerWarp + i;
+      const float w = __shfl_sync(~0u, decayed_step, from);
+      b_rows[from][lane] = token_b[i];
+      weighted_x[from][lane] = make_float2(w * LowHalf(token_x[i]), w * HighHalf(token_x[i]));
+    }
+  }
+
   float products[kRowsPerWarp];
 #pragma unroll
-  for (int i = 0; i < kRowsPerWarp; i++) {
-    const float4 state = own_state[i * 32 * kWarps];
-    products[i] = fmaf(c[3], state.w, fmaf(c[2], state.z, fmaf(c[1], state.y, c[0] * state.x)));
-  }
+  for (int i = 0; i < kRowsPerWarp; i++) products[i] = fmaf(c[3], state[i].w, fmaf(c[2], state[i].z, fmaf(c[1], state[i].y, c[0] * state[i].x)));
   const float product = WarpSums(products, lane);
   if (lane % (32 / kRowsPerWarp) == 0) carried_part[warp * kRowsPerWarp + SumHeld<kRowsPerWarp>(lane)] = product;
   __syncthreads();
@@ -148,28 +150,25 @@ __global__ void __launch_bounds__(32 * kWarps, 6) OneRow(ScanOperands<bf16> o, P
     }
     if (lane == 0) o.KeptSteps(s, s.position)[head] = *own_step;
   }
-  if (kept && t == kChunk - 1) {
-    const bf16 *const kept_rows = o.KeptRow(s, b), *const columns = kept_rows + x_column + warp * kRowsPerWarp;
-    const int stride = static_cast<int>(o.xbc_token);
-    float* to = o.Boundary(s, b + kChunk, head) + warp * kRowsPerWarp * kState + lane * 4;
-#pragma unroll 1
-    for (int i = 0; i < kRowsPerWarp; i += 2) {
-      float4 s0 = own_state[i * 32 * kWarps], s1 = own_state[(i + 1) * 32 * kWarps];
-      s0.x *= from_start, s0.y *= from_start, s0.z *= from_start, s0.w *= from_start;
-      s1.x *= from_start, s1.y *= from_start, s1.z *= from_start, s1.w *= from_start;
-#pragma unroll 8
-      for (int from = 0; from < kChunk; from++) {
-        // The row's own inputs are being kept just now.
-        const uint2 raw_b = *reinterpret_cast<const uint2*>((from < t ? kept_rows + from * stride : row) + b_column + lane * 4);
-        const uint32_t raw_x = *reinterpret_cast<const uint32_t*>((from < t ? columns + from * stride : row + x_column + warp * kRowsPerWarp) + i);
-        const float w = __shfl_sync(~0u, decayed_step, from), w0 = w * LowHalf(raw_x), w1 = w * HighHalf(raw_x);
-        const float in[4] = {LowHalf(raw_b.x), HighHalf(raw_b.x), LowHalf(raw_b.y), HighHalf(raw_b.y)};
-        s0.x = fmaf(w0, in[0], s0.x), s0.y = fmaf(w0, in[1], s0.y), s0.z = fmaf(w0, in[2], s0.z), s0.w = fmaf(w0, in[3], s0.w);
-        s1.x = fmaf(w1, in[0], s1.x), s1.y = fmaf(w1, in[1], s1.y), s1.z = fmaf(w1, in[2], s1.z), s1.w = fmaf(w1, in[3], s1.w);
+  if (completes) {
+#pragma unroll
+    for (int i = 0; i < kRowsPerWarp; i++) state[i].x *= from_start, state[i].y *= from_start, state[i].z *= from_start, state[i].w *= from_start;
+#pragma unroll 4
+    for (int from = 0; from < kChunk; from++) {
+      const uint2 raw_b = b_rows[from][lane];
+      const float in[4] = {LowHalf(raw_b.x), HighHalf(raw_b.x), LowHalf(raw_b.y), HighHalf(raw_b.y)};
+#pragma unroll
+      for (int i = 0; i < kRowsPerWarp; i += 2) {
+        const float2 w = weighted_x[from][(warp * kRowsPerWarp + i) / 2];
+        state[i].x = fmaf(w.x, in[0], state[i].x), state[i].y = fmaf(w.x, in[1], state[i].y);
+        state[i].z = fmaf(w.x, in[2], state[i].z), state[i].w = fmaf(w.x, in[3], state[i].w);
+        state[i + 1].x = fmaf(w.y, in[0], state[i + 1].x), state[i + 1].y = fmaf(w.y, in[1], state[i + 1].y);
+        state[i + 1].z = fmaf(w.y, in[2], state[i + 1].z), state[i + 1].w = fmaf(w.y, in[3], state[i + 1].w);
       }
-      __stcs(reinterpret_cast<float4*>(to + i * kState), s0);
-      __stcs(reinterpret_cast<float4*>(to + (i + 1) * kState), s1);
     }
+    float* to = o.Boundary(s, b + kChunk, head) + warp * kRowsPerWarp * kState + lane * 4;
+#pragma unroll
+    for (int i = 0; i < kRowsPerWarp; i++) __stcs(reinterpret_cast<float4*>(to + i * kState), state[i]);
   }
 }
 

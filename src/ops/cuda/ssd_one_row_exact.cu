@@ -9,7 +9,8 @@ constexpr int kHeadDim = 64, kState = 128, kThreads = 128;
 constexpr int kStateBytes = kState * 2, kXBytes = kHeadDim * 2;  // of a token's B or C, and of a head's x
 
 // Block (head, sequence). A warp has 16 rows of S, as a product's first operand; the row's C is each of the second one's eight columns.
-__global__ void __launch_bounds__(kThreads, 4) OneRowExact(ScanOperands<bf16> o, Picked picked) {
+__global__ void __launch_bounds__(kThreads, 5) OneRowExact(ScanOperands<bf16> o, Picked picked) {
+  __shared__ __align__(16) float states[kHeadDim * kState];
   __shared__ __align__(1024) char b_rows[kChunk * kStateBytes];
   __shared__ __align__(1024) char x_rows[kChunk * kXBytes];
   __shared__ __align__(16) char c_row[kStateBytes];
@@ -24,21 +25,16 @@ __global__ void __launch_bounds__(kThreads, 4) OneRowExact(ScanOperands<bf16> o,
   const bool kept = o.Keeps(s);
   const int group = o.GroupOf(head), x_column = head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
 
-  float state[kState / 8][4];  // element [8 i + 2 q + {0, 1}] of rows g and g + 8
-  const int state_offset = (warp * 16 + g) * kState + 2 * q;
-  if (begin > 0) {
-    const float* from = o.Boundary(s, begin, head) + state_offset;
+  // Of S, unit u of four columns of row r lies at unit u ^ 2 (r mod 4), so that pairs of columns of four rows lie in different banks.
+  const uint32_t state_at = SharedAddress(states);
+  const bf16* const row = o.xbc.Row(s.row);
+  const float* const old_state = begin > 0 ? o.Boundary(s, begin, head) : nullptr;
 #pragma unroll
-    for (int i = 0; i < kState / 8; i++) {
-      const float2 low = __ldcs(reinterpret_cast<const float2*>(from + 8 * i)), high = __ldcs(reinterpret_cast<const float2*>(from + 8 * kState + 8 * i));
-      state[i][0] = low.x, state[i][1] = low.y, state[i][2] = high.x, state[i][3] = high.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kState / 8; i++) state[i][0] = state[i][1] = state[i][2] = state[i][3] = 0;
+  for (int i = 0; i < kHeadDim / 4; i++) {
+    const int r = warp + 4 * i;
+    CopyAsync(state_at + (r * (kState / 4) + (lane ^ 2 * warp)) * 16, begin > 0 ? static_cast<const void*>(old_state + r * kState + lane * 4) : row, begin > 0);
   }
-
-  const bf16 *const row = o.xbc.Row(s.row), *const kept_rows = t > 0 ? o.KeptRow(s, begin) : row, *const own_step = o.dt.Row(s.row) + head;
+  const bf16 *const kept_rows = t > 0 ? o.KeptRow(s, begin) : row, *const own_step = o.dt.Row(s.row) + head;
   const auto row_of = [&](int token) { return token < t ? kept_rows + token * o.xbc_token : row; };
   const uint32_t b_at = SharedAddress(b_rows), x_at = SharedAddress(x_rows);
 #pragma unroll
@@ -67,6 +63,10 @@ __global__ void __launch_bounds__(kThreads, 4) OneRowExact(ScanOperands<bf16> o,
   WaitForCopies<0>();
   __syncthreads();
 
+  const int state_row = (warp * 16 + g) * kState + q % 2 * 2;
+  const auto state_pair = [&](int i, int half) {  // elements [8 i + 2 q + {0, 1}] of row g + 8 half
+    return *reinterpret_cast<const float2*>(states + state_row + 8 * half * kState + ((2 * i + q / 2) ^ 2 * (g % 4)) * 4);
+  };
   // Scores of tokens 16 j + {g, g + 8}, the same ones in every column.
   float score[2][4] = {}, outer[4] = {}, inner[4] = {};
 #pragma unroll
@@ -78,8 +78,12 @@ __global__ void __launch_bounds__(kThreads, 4) OneRowExact(ScanOperands<bf16> o,
       LoadMatrices(b, b_at + Place(16 * j + lane % 16, 2 * k + lane / 16, kStateBytes));
       MultiplyAdd(score[j], b, c0, c1);
     }
-    const uint32_t carried[4] = {PackPair(state[2 * k][0], state[2 * k][1]), PackPair(state[2 * k][2], state[2 * k][3]),
-                                 PackPair(state[2 * k + 1][0], state[2 * k + 1][1]), PackPair(state[2 * k + 1][2], state[2 * k + 1][3])};
+    uint32_t carried[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 pair = state_pair(2 * k + i / 2, i % 2);
+      carried[i] = PackPair(pair.x, pair.y);
+    }
     MultiplyAdd(outer, carried, c0, c1);
   }
   uint32_t x[2][4];
@@ -136,24 +140,30 @@ __global__ void __launch_bounds__(kThreads, 4) OneRowExact(ScanOperands<bf16> o,
 #pragma unroll
       for (int r = 2 * half; r < 2 * half + 2; r++) SplitPair(low * LowHalf(x[k][r]), high * HighHalf(x[k][r]), leading[k][r], rest[k][r]);
     }
-  float* to = o.Boundary(s, begin + kChunk, head) + state_offset;
+  float* to = o.Boundary(s, begin + kChunk, head) + (warp * 16 + g) * kState + 2 * q;
 #pragma unroll
   for (int i = 0; i < kState / 8; i += 2) {
+    float state[2][4];
 #pragma unroll
-    for (int r = 0; r < 4; r++) state[i][r] *= from_start, state[i + 1][r] *= from_start;
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float2 pair = state_pair(i + j, half);
+        state[j][2 * half] = pair.x * from_start, state[j][2 * half + 1] = pair.y * from_start;
+      }
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       uint32_t b[4];
       LoadTransposed(b, b_at + Place(16 * k + lane % 16, i + lane / 16, kStateBytes));
-      MultiplyAdd(state[i], leading[k], b[0], b[1]);
-      MultiplyAdd(state[i + 1], leading[k], b[2], b[3]);
-      MultiplyAdd(state[i], rest[k], b[0], b[1]);
-      MultiplyAdd(state[i + 1], rest[k], b[2], b[3]);
+      MultiplyAdd(state[0], leading[k], b[0], b[1]);
+      MultiplyAdd(state[1], leading[k], b[2], b[3]);
+      MultiplyAdd(state[0], rest[k], b[0], b[1]);
+      MultiplyAdd(state[1], rest[k], b[2], b[3]);
     }
 #pragma unroll
-    for (int j = i; j < i + 2; j++) {
-      *reinterpret_cast<float2*>(to + 8 * j) = make_float2(state[j][0], state[j][1]);
-      *reinterpret_cast<float2*>(to + 8 * kState + 8 * j) = make_float2(state[j][2], state[j][3]);
+    for (int j = 0; j < 2; j++) {
+      *reinterpret_cast<float2*>(to + 8 * (i + j)) = make_float2(state[j][0], state[j][1]);
+      *reinterpret_cast<float2*>(to + 8 * kState + 8 * (i + j)) = make_float2(state[j][2], state[j][3]);
     }
   }
 }
