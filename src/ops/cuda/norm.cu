@@ -191,8 +191,8 @@ void LaunchNormalize(Context& ctx, const Rows& rows, const Tensor& w, int64_t gr
   aligned = aligned && Aligned16(w.data()) && Aligned16(to) && (groups == 1 || n % 8 == 0);
   const auto* weights = static_cast<const float*>(w.data());
   if (aligned && n % 8 == 0 && n <= 8192) {
-    n <= 2048 ? LaunchAligned<T, Rows, 1>(StateOf(ctx), rows, weights, n, groups, eps, to) : LaunchAligned<T, Rows, 2>(StateOf(ctx), rows, weights, n, groups, eps, to);
-    return;
+    const auto launch = n <= 2048 ? LaunchAligned<T, Rows, 1> : LaunchAligned<T, Rows, 2>;
+    return launch(StateOf(ctx), rows, weights, n, groups, eps, to);
   }
   const int threads = ThreadsFor(n);
   const int64_t vectors = DivideUp(n, int64_t{8} * threads);
