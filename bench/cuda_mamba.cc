@@ -184,22 +184,28 @@ void Scan(Bench& bench, int64_t sequences, int64_t rows_each, bool invariant) {
   });
 }
 
-int Main() {
+// `what`: norms, conv, decode, prefill, or nothing for all.
+int Main(const std::string& what) {
   std::string reason;
   Accelerator* accelerator = OpenCuda(&reason);
   if (!accelerator) return fmt::print("{}\n", reason), 0;
   fmt::print("{}\n", accelerator->name());
   Bench bench(accelerator);
-  for (int64_t rows : {1, 32, 256, 4096}) Norms(bench, rows);
-  for (int64_t sequences : {1, 32, 256}) Convolution(bench, sequences, 1);
-  Convolution(bench, 1, 512), Convolution(bench, 1, 4096), Convolution(bench, 4, 4096);
-  for (bool invariant : {false, true})
-    for (int64_t sequences : {1, 8, 32, 128, 256}) Scan(bench, sequences, 1, invariant);
-  Scan(bench, 1, 512, false), Scan(bench, 1, 4096, false), Scan(bench, 4, 4096, false), Scan(bench, 1, 32768, false);
+  const auto wanted = [&](const char* name) { return what.empty() || what == name; };
+  if (wanted("norms"))
+    for (int64_t rows : {1, 32, 256, 4096}) Norms(bench, rows);
+  if (wanted("conv")) {
+    for (int64_t sequences : {1, 32, 256}) Convolution(bench, sequences, 1);
+    Convolution(bench, 1, 512), Convolution(bench, 1, 4096), Convolution(bench, 4, 4096);
+  }
+  if (wanted("decode"))
+    for (bool invariant : {false, true})
+      for (int64_t sequences : {1, 8, 32, 128, 256}) Scan(bench, sequences, 1, invariant);
+  if (wanted("prefill")) Scan(bench, 1, 512, false), Scan(bench, 1, 4096, false), Scan(bench, 4, 4096, false), Scan(bench, 1, 32768, false);
   return 0;
 }
 
 }  // namespace
 }  // namespace bamba
 
-int main() { return bamba::Main(); }
+int main(int argc, char** argv) { return bamba::Main(argc > 1 ? argv[1] : ""); }

@@ -65,12 +65,14 @@ struct Channels {
   }
 };
 
+constexpr int kThreads = 64, kBlocks = 8;  // of a multiprocessor at once
+
 // Four taps, channels in vectors of 16 bytes.
 template <typename T>
-__global__ void __launch_bounds__(64, 10) ConvFourTaps(Conv<T> c, int64_t block) {
-  constexpr int kCount = Channels<T>::kCount, kAhead = 4;
+__global__ void __launch_bounds__(kThreads, kBlocks) ConvFourTaps(Conv<T> c, int64_t block) {
+  constexpr int kCount = Channels<T>::kCount, kAhead = 6;  // rows whose inputs are on their way
   LetNextBegin();
-  const int channel = (blockIdx.x * 64 + threadIdx.x) * kCount;
+  const int channel = (blockIdx.x * kThreads + threadIdx.x) * kCount;
   if (channel >= c.channels) {
     WaitForPrevious();
     return;
@@ -91,37 +93,44 @@ __global__ void __launch_bounds__(64, 10) ConvFourTaps(Conv<T> c, int64_t block)
   ForOwnRows(
       c, block,
       [&](const DeviceSequence& s, int64_t first, int64_t last) {
-        Channels<T> window[3 + kAhead];  // tokens t − 3 … t + kAhead − 1
-        int64_t token = s.position + (first - s.row);
+        Channels<T> next[kAhead];
+        const T* from = c.x.Row(first) + channel;
+        T* to = c.y.Row(first) + channel;
+#pragma unroll
+        for (int k = 0; k < kAhead; k++) {
+          if (first + k < last) next[k].raw = *reinterpret_cast<const uint4*>(from);
+          from += c.x.stride;
+        }
+        float window[3][kCount];  // of tokens t − 3, t − 2, t − 1
+        const int64_t token = s.position + (first - s.row);
 #pragma unroll
         for (int k = 0; k < 3; k++) {
-          window[k].raw = make_uint4(0, 0, 0, 0);
-          if (token - 3 + k >= 0) window[k] = load(c.Input(s, token - 3 + k));
+          Channels<T> before;
+          before.raw = make_uint4(0, 0, 0, 0);
+          if (token - 3 + k >= 0) before = load(c.Input(s, token - 3 + k));
+          before.Floats(window[k]);
         }
-        for (int64_t row = first; row < last; row += kAhead) {
-#pragma unroll
-          for (int k = 0; k < kAhead; k++)
-            if (row + k < last) window[3 + k] = load(c.x.Row(row + k));
+        for (int left = static_cast<int>(last - first); left > 0; left -= kAhead) {
 #pragma unroll
           for (int k = 0; k < kAhead; k++) {
-            if (row + k >= last) break;
-            float sum[kCount], in[kCount];
+            if (k >= left) break;
+            float in[kCount], sum[kCount];
+            next[k].Floats(in);
+            if (k + kAhead < left) next[k].raw = *reinterpret_cast<const uint4*>(from);
+            from += c.x.stride;
 #pragma unroll
-            for (int i = 0; i < kCount; i++) sum[i] = start[i];
-#pragma unroll
-            for (int tap = 0; tap < 4; tap++) {
-              window[k + tap].Floats(in);
-#pragma unroll
-              for (int i = 0; i < kCount; i++) sum[i] = fmaf(taps[i][tap], in[i], sum[i]);
+            for (int i = 0; i < kCount; i++) {
+              sum[i] = fmaf(taps[i][0], window[k % 3][i], start[i]);
+              sum[i] = fmaf(taps[i][1], window[(k + 1) % 3][i], sum[i]);
+              sum[i] = fmaf(taps[i][2], window[(k + 2) % 3][i], sum[i]);
+              sum[i] = Silu<T>(fmaf(taps[i][3], in[i], sum[i]));
+              window[k % 3][i] = in[i];
             }
-#pragma unroll
-            for (int i = 0; i < kCount; i++) sum[i] = Silu<T>(sum[i]);
             Channels<T> out;
             out.Set(sum);
-            *reinterpret_cast<uint4*>(c.y.Row(row + k) + channel) = out.raw;
+            *reinterpret_cast<uint4*>(to) = out.raw;
+            to += c.y.stride;
           }
-#pragma unroll
-          for (int k = 0; k < 3; k++) window[k] = window[kAhead + k];
         }
       },
       [&](const DeviceSequence& s) {
@@ -129,6 +138,82 @@ __global__ void __launch_bounds__(64, 10) ConvFourTaps(Conv<T> c, int64_t block)
         for (int64_t token = s.rows > c.length ? end - c.length : s.position; token < end; token++)
           *reinterpret_cast<uint4*>(c.Kept(s, token) + channel) = load(c.Input(s, token)).raw;
       });
+}
+
+// Four numbers as they lie in memory.
+template <typename T>
+struct Four;
+template <>
+struct Four<float> {
+  float4 raw;
+  __device__ void Floats(float (&v)[4]) const { v[0] = raw.x, v[1] = raw.y, v[2] = raw.z, v[3] = raw.w; }
+  __device__ void Set(const float (&v)[4]) { raw = make_float4(v[0], v[1], v[2], v[3]); }
+};
+template <>
+struct Four<bf16> {
+  uint2 raw;
+  __device__ void Floats(float (&v)[4]) const { v[0] = LowHalf(raw.x), v[1] = HighHalf(raw.x), v[2] = LowHalf(raw.y), v[3] = HighHalf(raw.y); }
+  __device__ void Set(const float (&v)[4]) { raw = make_uint2(PackPair(v[0], v[1]), PackPair(v[2], v[3])); }
+};
+
+constexpr int kOneRowThreads = 128;
+
+// Four taps, every sequence has one row: row i is sequence i. A thread has four channels of kRows of them, whose inputs it loads at once.
+template <typename T, int kRows>
+__global__ void __launch_bounds__(kOneRowThreads) ConvOneRow(Conv<T> c) {
+  LetNextBegin();
+  const int channel = (blockIdx.x * kOneRowThreads + threadIdx.x) * 4, first = blockIdx.y * kRows;
+  if (channel >= c.channels) {
+    WaitForPrevious();
+    return;
+  }
+  float taps[4][4], start[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float4 w = *reinterpret_cast<const float4*>(c.w + (channel + i) * 4);
+    taps[i][0] = w.x, taps[i][1] = w.y, taps[i][2] = w.z, taps[i][3] = w.w;
+    start[i] = c.bias != nullptr ? c.bias[channel + i] : 0;
+  }
+  WaitForPrevious();
+  Four<T> in[kRows][4];
+  T* kept[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; r++) {
+    kept[r] = nullptr;
+#pragma unroll
+    for (int k = 0; k < 4; k++) in[r][k].Set({0, 0, 0, 0});
+    if (first + r >= c.rows) continue;
+    const DeviceSequence s = c.sequences[first + r];
+    in[r][3] = *reinterpret_cast<const Four<T>*>(c.x.Row(first + r) + channel);
+    if (!c.Keeps(s)) continue;
+    T* const ring = c.ring + s.slot * c.slot_stride + channel;
+    const auto entry = static_cast<int>(static_cast<uint32_t>(s.position) % static_cast<uint32_t>(c.length));
+    kept[r] = ring + entry * c.token_stride;
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+      const int at = entry - 3 + k;
+      if (s.position - 3 + k >= 0) in[r][k] = *reinterpret_cast<const Four<T>*>(ring + (at < 0 ? at + c.length : at) * c.token_stride);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; r++) {
+    if (first + r >= c.rows) continue;
+    float sum[4], v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[i] = start[i];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      in[r][k].Floats(v);
+#pragma unroll
+      for (int i = 0; i < 4; i++) sum[i] = fmaf(taps[i][k], v[i], sum[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[i] = Silu<T>(sum[i]);
+    Four<T> out;
+    out.Set(sum);
+    *reinterpret_cast<Four<T>*>(c.y.Row(first + r) + channel) = out;
+    if (kept[r] != nullptr) *reinterpret_cast<Four<T>*>(kept[r]) = in[r][3];
+  }
 }
 
 // Any number of taps, any alignment: a thread has one channel.
@@ -174,11 +259,17 @@ void CausalConvSilu(Context& ctx, const Tensor& x, const Tensor& w, const Tensor
     constexpr int64_t kCount = Channels<T>::kCount;
     const bool fast = c.d_conv == 4 && c.channels % kCount == 0 && Aligned16(x) && Aligned16(y) && Aligned16(w.data()) && Aligned16(c.ring) &&
                       c.slot_stride % kCount == 0 && c.token_stride % kCount == 0;
-    const int64_t strips = DivideUp(c.channels, fast ? 64 * kCount : 128);
-    // Long blocks read fewer rows twice; short ones make enough of them.
-    const int64_t block = std::max(std::clamp<int64_t>(DivideUp(c.rows * strips, int64_t{16} * device.sms()), 1, 16), DivideUp(c.rows, 65535));
+    if (fast && c.row_sequence == nullptr && c.rows <= 65535) {
+      const int64_t strips = DivideUp(c.channels, 4 * kOneRowThreads);
+      const int rows = c.rows * strips > 8 * device.sms() ? 4 : 1;
+      const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(DivideUp(c.rows, rows)));
+      return Launch(device, rows == 4 ? ConvOneRow<T, 4> : ConvOneRow<T, 1>, grid, dim3(kOneRowThreads), 0, c);
+    }
+    const int64_t strips = DivideUp(c.channels, fast ? kThreads * kCount : 128);
+    // As many blocks as there is room for at once: long ones read fewer rows twice.
+    const int64_t at_once = std::max<int64_t>(1, int64_t{kBlocks} * device.sms() / strips), block = DivideUp(c.rows, std::min<int64_t>(at_once, 65535));
     const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(DivideUp(c.rows, block)));
-    fast ? Launch(device, ConvFourTaps<T>, grid, dim3(64), 0, c, block) : Launch(device, ConvAnyTaps<T>, grid, dim3(128), 0, c, block);
+    fast ? Launch(device, ConvFourTaps<T>, grid, dim3(kThreads), 0, c, block) : Launch(device, ConvAnyTaps<T>, grid, dim3(128), 0, c, block);
   });
 }
 

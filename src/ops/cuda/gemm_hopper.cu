@@ -17,9 +17,9 @@ template <int kConsumers, int kRows>
 struct Tiles {
   static constexpr int kThreads = (kConsumers + 1) * 128, kOutputs = 64 * kConsumers;
   static constexpr int kWeights = kOutputs * kStageInputs * 2, kX = kRows * kStageInputs * 2, kStage = kWeights + kX;
-  static constexpr int kStages = std::min(8, 200 * 1024 / kStage);
-  static constexpr int kResultPitch = kOutputs + 4;
-  static constexpr int kShared = std::max(kStages * kStage, kRows * kResultPitch * 4) + 1024;  // stages are aligned to 1024 bytes within it
+  static constexpr int kResultPitch = 16 + 4, kResult = 32 * kResultPitch * 4;  // a warp's 16 outputs by 32 rows on their way out
+  static constexpr int kStages = std::min(kRows > 16 ? 8 : 16, 200 * 1024 / kStage);
+  static constexpr int kShared = kStages * kStage + kConsumers * 4 * kResult + 1024;  // stages are aligned to 1024 bytes within it
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -62,7 +62,19 @@ template <int kRows>
 __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint64_t b, int add) {
 #define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define BAMBA_D32(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12), BAMBA_D4(i + 16), BAMBA_D4(i + 20), BAMBA_D4(i + 24), BAMBA_D4(i + 28)
-  if constexpr (kRows == 32) {
+  if constexpr (kRows == 8) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D4(0)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 16) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D4(0), BAMBA_D4(4)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 32) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
@@ -106,9 +118,20 @@ __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint
 }
 #endif
 
+// Where the n-th tile lies: rows by rows within bands of kBand tiles, so that what the blocks read at a time stays in the cache.
+struct Grid {
+  static constexpr int kBand = 12;
+  int row_tiles, output_tiles;
+  __host__ __device__ int count() const { return row_tiles * output_tiles; }
+  __host__ __device__ void Place(int n, int* row, int* output) const {
+    const int first = n / (kBand * output_tiles) * kBand, in_band = n % (kBand * output_tiles), height = kBand < row_tiles - first ? kBand : row_tiles - first;
+    *row = first + in_band % height, *output = in_band / height;
+  }
+};
+
 template <int kConsumers, int kRows>
-__global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperKernel(const __grid_constant__ CUtensorMap weights,
-                                                                                                const __grid_constant__ CUtensorMap x, const Product p) {
+__global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1)
+    HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, const Grid grid) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = Tiles<kConsumers, kRows>;
   constexpr int kOutputs = T::kOutputs;
@@ -117,8 +140,8 @@ __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperK
   __shared__ uint64_t full[T::kStages], empty[T::kStages];
   LetNextBegin();
   char* const stages = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
-  const int first_row = static_cast<int>(blockIdx.x) * kRows, first_output = static_cast<int>(blockIdx.y) * kOutputs;
   const int count = static_cast<int>(DivideUp(p.in, kStageInputs)), group = static_cast<int>(threadIdx.x) / 128;
+  const int first_tile = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   if (threadIdx.x == 0) {
     for (int s = 0; s < T::kStages; s++) BarrierInit(&full[s], 1), BarrierInit(&empty[s], kConsumers * 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -129,59 +152,111 @@ __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1) HopperK
   if (group == 0) {
     if constexpr (kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
-      // The weights of the first stages needn't wait for the kernel ahead.
-      for (int s = 0; s < min(count, T::kStages); s++) {
-        BarrierExpect(&full[s], T::kStage);
-        CopyBox(stages + s * T::kStage, &weights, &full[s], s * kStageInputs, first_output);
-      }
-      WaitForPrevious();
-      for (int s = 0; s < min(count, T::kStages); s++) CopyBox(stages + s * T::kStage + T::kWeights, &x, &full[s], s * kStageInputs, first_row);
-      for (int s = T::kStages; s < count; s++) {
-        const int slot = s % T::kStages;
-        BarrierWait(&empty[slot], (s / T::kStages - 1) & 1);
+      const auto copy_weights = [&](int slot, int k, int output) {
         BarrierExpect(&full[slot], T::kStage);
-        CopyBox(stages + slot * T::kStage, &weights, &full[slot], s * kStageInputs, first_output);
-        CopyBox(stages + slot * T::kStage + T::kWeights, &x, &full[slot], s * kStageInputs, first_row);
+        CopyBox(stages + slot * T::kStage, &weights, &full[slot], k, output);
+      };
+      const auto copy_x = [&](int slot, int k, int row) {
+        CopyBox(stages + slot * T::kStage + T::kWeights, &x, &full[slot], k, row);
+      };
+      int stage = 0;
+      for (int tile = first_tile; tile < grid.count(); tile += step) {
+        int row, output, s = 0;
+        grid.Place(tile, &row, &output);
+        row *= kRows, output *= kOutputs;
+        if (tile == first_tile) {
+          // The weights of the first stages needn't wait for the kernel ahead.
+          for (s = 0; s < min(count, T::kStages); s++) copy_weights(s, s * kStageInputs, output);
+          WaitForPrevious();
+          for (s = 0; s < min(count, T::kStages); s++) copy_x(s, s * kStageInputs, row);
+          stage = s;
+        }
+        for (; s < count; s++, stage++) {
+          const int slot = stage % T::kStages;
+          if (stage >= T::kStages) BarrierWait(&empty[slot], (stage / T::kStages - 1) & 1);
+          copy_weights(slot, s * kStageInputs, output);
+          copy_x(slot, s * kStageInputs, row);
+        }
       }
     }
+    __syncwarp();
     WaitForPrevious();
-    return;
-  }
-
-  if constexpr (kMoveRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-  WaitForPrevious();
-  const int consumer = group - 1, thread = static_cast<int>(threadIdx.x) % 128;
-  float total[kRows / 2] = {}, sum[kRows / 2] = {};
-  for (int first = 0; first < count; first += kPieceStages) {
-    const int end = min(first + kPieceStages, count);
-    for (int s = first; s < end; s++) {
-      const int slot = s % T::kStages;
-      BarrierWait(&full[slot], s / T::kStages & 1);
-      const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * 128)), b = Describe(stages + slot * T::kStage + T::kWeights);
-      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  } else {
+    if constexpr (kMoveRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    WaitForPrevious();
+    const int consumer = group - 1, warp = static_cast<int>(threadIdx.x) % 128 / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const auto release = [&](int stage) {
+      if (lane == 0) BarrierArrive(&empty[stage % T::kStages]);
+    };
+    float* const result = reinterpret_cast<float*>(stages + T::kStages * T::kStage + (consumer * 4 + warp) * T::kResult);  // [row][output]
+    const bool vectors = (reinterpret_cast<uintptr_t>(p.y) % 16 | p.y_stride % 8) == 0;
+    int stage = 0;
+    for (int tile = first_tile; tile < grid.count(); tile += step) {
+      float total[kRows / 2] = {}, sum[kRows / 2] = {};
+      for (int first = 0; first < count; first += kPieceStages) {
+        const int end = min(first + kPieceStages, count);
+        for (int s = first; s < end; s++, stage++) {
+          const int slot = stage % T::kStages;
+          BarrierWait(&full[slot], stage / T::kStages & 1);
+          const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * 128)), b = Describe(stages + slot * T::kStage + T::kWeights);
+          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-      for (int k = 0; k < kStageInputs / 16; k++) Multiply<kRows>(sum, a + 2 * k, b + 2 * k, s > first || k > 0);
-      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-      // The stage before this one has been read then.
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-      if (thread % 32 == 0 && s > first) BarrierArrive(&empty[(s - 1) % T::kStages]);
+          for (int k = 0; k < kStageInputs / 16; k++) Multiply<kRows>(sum, a + 2 * k, b + 2 * k, s > first || k > 0);
+          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          // The stage before this one has been read then.
+          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+          if (s > first) release(stage - 1);
+        }
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        release(stage - 1);
+#pragma unroll
+        for (int i = 0; i < kRows / 2; i++) total[i] += sum[i];
+      }
+
+      // Through shared memory, 32 rows at a time, so that a row's outputs are written side by side.
+      int row, output;
+      grid.Place(tile, &row, &output);
+      row *= kRows, output = output * kOutputs + consumer * 64 + warp * 16;
+#pragma unroll
+      for (int chunk = 0; chunk < (kRows + 31) / 32; chunk++) {
+        constexpr int kChunkRows = std::min(kRows, 32);
+#pragma unroll
+        for (int i = 0; i < kChunkRows / 2; i++)
+          result[(i / 4 * 8 + lane % 4 * 2 + i % 2) * T::kResultPitch + lane / 4 + i % 4 / 2 * 8] = total[chunk * 16 + i];
+        __syncwarp();
+        if (vectors && output + 16 <= p.out) {
+          const int lanes = p.wide ? 4 : 2;  // of a row, 16 bytes each
+          for (int r = lane / lanes; r < kChunkRows; r += 32 / lanes) {
+            const int64_t at_row = row + chunk * 32 + r;
+            if (at_row >= p.rows) continue;
+            const int o = lane % lanes * (16 / lanes);
+            const float4* const from = reinterpret_cast<const float4*>(result + r * T::kResultPitch + o);
+            const float* const bias = p.bias ? p.bias + output + o : nullptr;
+            float4 v = from[0];
+            if (bias) v.x += bias[0], v.y += bias[1], v.z += bias[2], v.w += bias[3];
+            if (p.wide) {
+              *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at_row * p.y_stride + output + o) = v;
+            } else {
+              float4 w = from[1];
+              if (bias) w.x += bias[4], w.y += bias[5], w.z += bias[6], w.w += bias[7];
+              union {
+                __nv_bfloat162 pairs[4];
+                uint4 bits;
+              } packed;
+              packed.pairs[0] = __floats2bfloat162_rn(v.x, v.y), packed.pairs[1] = __floats2bfloat162_rn(v.z, v.w);
+              packed.pairs[2] = __floats2bfloat162_rn(w.x, w.y), packed.pairs[3] = __floats2bfloat162_rn(w.z, w.w);
+              *reinterpret_cast<uint4*>(static_cast<bf16*>(p.y) + at_row * p.y_stride + output + o) = packed.bits;
+            }
+          }
+        } else {
+          for (int e = lane; e < kChunkRows * 16; e += 32) {
+            const int64_t at_row = row + chunk * 32 + e / 16;
+            if (at_row < p.rows && output + e % 16 < p.out) StoreResult(p, at_row, output + e % 16, result[e / 16 * T::kResultPitch + e % 16]);
+          }
+        }
+        __syncwarp();
+      }
     }
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    if (thread % 32 == 0) BarrierArrive(&empty[(end - 1) % T::kStages]);
-#pragma unroll
-    for (int i = 0; i < kRows / 2; i++) total[i] += sum[i];
-  }
-
-  // Through shared memory, so that a row's outputs are written side by side. Both consumers have read all of the stages by then.
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * 128) : "memory");
-  float* const result = reinterpret_cast<float*>(stages);  // [row][output]
-  const int output = consumer * 64 + thread / 32 * 16 + thread % 32 / 4, row = thread % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < kRows / 2; i++) result[(i / 4 * 8 + row + i % 2) * T::kResultPitch + output + i % 4 / 2 * 8] = total[i];
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * 128) : "memory");
-  for (int e = static_cast<int>(threadIdx.x) - 128; e < kRows * kOutputs; e += kConsumers * 128) {
-    const int64_t r = first_row + e / kOutputs, o = first_output + e % kOutputs;
-    if (r < p.rows && o < p.out) StoreResult(p, r, o, result[e / kOutputs * T::kResultPitch + e % kOutputs]);
   }
 #endif
 }
@@ -210,8 +285,8 @@ void Run(State& state, const Product& p) {
   using T = Tiles<kConsumers, kRows>;
   CUtensorMap weights, x;
   CHECK(Map(weights, p.w, p.out, p.in, p.in, T::kOutputs) && Map(x, p.x, p.rows, p.in, p.x_stride, kRows));
-  const dim3 grid(static_cast<unsigned>(DivideUp(p.rows, kRows)), static_cast<unsigned>(DivideUp(p.out, T::kOutputs)));
-  Launch(state, HopperKernel<kConsumers, kRows>, grid, T::kThreads, T::kShared, weights, x, p);
+  const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, T::kOutputs))};
+  Launch(state, HopperKernel<kConsumers, kRows>, static_cast<unsigned>(std::min(grid.count(), state.sms())), T::kThreads, T::kShared, weights, x, p, grid);
 }
 
 }  // namespace
@@ -224,6 +299,8 @@ void HopperProduct(State& state, const Product& p) {
   const auto rounds = [&](int64_t outputs, int64_t rows) { return DivideUp(DivideUp(p.out, outputs) * DivideUp(p.rows, rows), state.sms()); };
   if (p.rows <= 64) {
     const bool narrow = rounds(64, 64) * (64 + p.rows) < rounds(128, 64) * (128 + p.rows);
+    if (p.rows <= 8) return narrow ? Run<1, 8>(state, p) : Run<2, 8>(state, p);
+    if (p.rows <= 16) return narrow ? Run<1, 16>(state, p) : Run<2, 16>(state, p);
     if (p.rows <= 32) return narrow ? Run<1, 32>(state, p) : Run<2, 32>(state, p);
     return narrow ? Run<1, 64>(state, p) : Run<2, 64>(state, p);
   }

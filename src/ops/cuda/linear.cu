@@ -5,8 +5,9 @@
 namespace bamba::cuda {
 namespace {
 
-// The most rows that the skinny kernel is the fastest for, where there's Hopper's.
-constexpr int64_t kSkinnyRowsOnHopper = 16;
+// Where there is Hopper's kernel, measured on an H200: it is the fastest for up to kHopperRows rows where its tiles of 64 outputs keep all multiprocessors busy,
+// which takes more than kFewOutputs outputs for each. For fewer outputs it's the skinny kernel up to kSkinnyRowsOnHopper, which is ahead of cuBLASLt up to kFastSkinnyRows.
+constexpr int64_t kHopperRows = 64, kFewOutputs = 48, kSkinnyRowsOnHopper = 16, kFastSkinnyRows = 8;
 // Whether Hopper's two kinds of tensor instructions round the sum of 16 products and the accumulator alike, so that a row may be one's or the other's. Nothing
 // documents it; tests/cuda/linear_test.cc tries it. If not, invariant products go without wgmma.
 constexpr bool kWgmmaAddsLikeMma = true;
@@ -19,8 +20,10 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
                   y.dtype() == Dtype::kF32};
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
   const bool hopper = HasHopperProduct(state) && (kWgmmaAddsLikeMma || !ctx.invariant);
-  if (p.rows <= (hopper ? kSkinnyRowsOnHopper : kSkinnyRows)) return SkinnyProduct(state, p, hopper);
-  if (p.rows > kSkinnyRows && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
+  const bool few_outputs = p.out <= kFewOutputs * state.sms();
+  const int64_t skinny = !hopper ? kSkinnyRows : few_outputs ? kSkinnyRowsOnHopper : 0, own = !hopper ? kSkinnyRows : few_outputs ? kFastSkinnyRows : kHopperRows;
+  if (p.rows > own && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
+  if (p.rows <= skinny) return SkinnyProduct(state, p, hopper);
   hopper ? HopperProduct(state, p) : TiledProduct(state, p);
 }
 

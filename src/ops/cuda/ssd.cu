@@ -240,7 +240,7 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
   const int64_t most_rows = device.batch().most_rows;
   WithActivation(ctx.dtype, [&]<typename T>(T) {
     ScanOperands<T> o = {};
-    o.xbc = ViewOf<const T>(xbc), o.dt = ViewOf<const T>(dt), o.y = ViewOf<T>(y);
+    o.xbc = ViewOf<const T>(xbc), o.dt = ViewOf<const T>(dt), o.y = ViewOf<T>(y), o.rows = xbc.rows();
     o.dt_bias = static_cast<const float*>(dt_bias.data()), o.a_log = static_cast<const float*>(a_log.data()), o.d = static_cast<const float*>(d.data());
     o.dt_min = static_cast<float>(shape.dt_min), o.dt_max = static_cast<float>(shape.dt_max);
     o.heads = static_cast<int32_t>(shape.heads), o.head_dim = static_cast<int32_t>(shape.head_dim), o.state = static_cast<int32_t>(shape.state);
@@ -267,7 +267,7 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
                         (!state.ssm || (Aligned16(state.xbc.data()) && Aligned16(o.ssm) && o.xbc_slot % 8 == 0 && o.xbc_token % 8 == 0 && o.ssm_slot % 4 == 0 &&
                                         o.ssm_boundary % 4 == 0));
       if (fast) {
-        const auto single = ctx.invariant ? ScanOneRowInChunks : ScanOneRow;
+        const auto single = ctx.invariant ? ScanOneRowExact : ScanOneRow;
         if (most_rows == 1) return single(device, o, Picked{}, all);
         ForPicked(more_rows, [&](const Picked& picked, int64_t count) {
           ScanChunks(device, o, picked, count);

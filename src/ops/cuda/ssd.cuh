@@ -14,6 +14,7 @@ template <typename T>
 struct ScanOperands {
   MatrixView<const T> xbc, dt;
   MatrixView<T> y;
+  int64_t rows;  // of the call
   const float *dt_bias, *a_log, *d;
   float dt_min, dt_max;
   int32_t heads, head_dim, state, heads_per_group;
@@ -94,7 +95,8 @@ template <typename T>
 void KeepScanInputs(State& device, const ScanOperands<T>& operands, const Picked& picked, int64_t count, int64_t most_rows);
 // For heads of 64 with a state of 128, addresses at multiples of 16 bytes. The first two are for sequences of one row, and keep their inputs.
 void ScanOneRow(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);
-void ScanOneRowInChunks(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);
+void ScanOneRowExact(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);  // with the numbers of ScanChunks
 void ScanChunks(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);
+bool ScanChunksOnHopper(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);  // the same; false where it isn't a Hopper
 
 }  // namespace bamba::cuda

@@ -3,11 +3,11 @@
 // A warp keeps 16 rows of a head's S in registers, in the products' accumulators, along the whole sequence; rounded to bf16 they are C Sᵀ's second operand. The
 // weights of X are two bf16 numbers each, the leading 8 bits and the next 8, in both products: so nothing that stays is rounded to 8 bits. Where terms are
 // independent, an output errs by at most √2 of what rounding it to bf16 does.
-// A row's numbers come out of the same instructions with the same operands whatever other rows the call has: absent ones are zeros.
+// A row's numbers are those of the same products with the same operands whatever other rows the call has: absent ones are zeros.
 #include <cstddef>
 
-#include "ops/cuda/rows.cuh"
 #include "ops/cuda/ssd.cuh"
+#include "ops/cuda/ssd_tensor.cuh"
 
 namespace bamba::cuda {
 namespace {
@@ -16,46 +16,6 @@ constexpr int kHeadDim = 64, kState = 128;
 constexpr int kStateBytes = kState * 2, kXBytes = kHeadDim * 2;             // of a token's B or C, and of a head's x
 constexpr int kRestBytes = kChunk * 2, kWeightBytes = 2 * kRestBytes + 16;  // of a row of weights, leading and rest: eight rows lie in different banks
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-// 16 bytes, or zeros where not `valid`; `from` must be an address either way.
-__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// Four 8x8 matrices, of which lanes 8i … 8i + 7 name the rows of the i-th.
-__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-__device__ __forceinline__ void LoadTransposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-// c [16, 8] += a [16, 16] b [16, 8]
-__device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// low = high + rest + at most 2⁻¹⁶ of it, for a pair of numbers.
-__device__ __forceinline__ void SplitPair(float low, float high, uint32_t& leading, uint32_t& rest) {
-  const uint32_t l = __float_as_uint(low), h = __float_as_uint(high);
-  leading = __byte_perm(l, h, 0x7632);
-  rest = PackPair(low - __uint_as_float(l & 0xffff0000u), high - __uint_as_float(h & 0xffff0000u));
-}
-
-// In shared memory, 16-byte unit u of row r lies at unit u ^ (r mod 8), so that eight rows' equal units lie in different banks. Rows are at least 128 bytes,
-// and begin at multiples of their length, so that a flip of bits of u is one of bits of the address.
-__device__ __forceinline__ uint32_t Place(int row, int unit, int row_bytes) { return static_cast<uint32_t>(row * row_bytes + ((unit ^ (row & 7)) << 4)); }
-
 // Of one head and chunk, by token.
 struct Decays {
   float log[kChunk];     // log2 of the decay from the chunk's start up to and with the token
@@ -63,9 +23,9 @@ struct Decays {
   float to_end[kChunk];  // decay from the token to the chunk's end · dt
 };
 
-template <int kHeads, bool kOneRow>
+template <int kHeads>
 struct ChunkMemory {
-  static constexpr int kStages = kOneRow ? 1 : 3;
+  static constexpr int kStages = 3;
   struct Stage {
     char b[kChunk * kStateBytes], c[kChunk * kStateBytes], x[kChunk * kHeads * kXBytes];
   };
@@ -74,13 +34,13 @@ struct ChunkMemory {
   Decays decays[2][kHeads];
 };
 
-// Block (kHeads heads of one group, sequence); four warps for each head. kOneRow: for sequences of one row, else for the others.
-template <int kHeads, bool kOneRow>
-__global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOperands<bf16> o, Picked picked) {
-  static_assert(kHeads == 1 || (kHeads == 2 && !kOneRow));
+// Block (kHeads heads of one group, sequence); four warps for each head.
+template <int kHeads>
+__global__ void __launch_bounds__(128 * kHeads, 2) Chunks(ScanOperands<bf16> o, Picked picked) {
+  static_assert(kHeads == 1 || kHeads == 2);
   constexpr int kThreads = 128 * kHeads, kXRow = kHeads * kXBytes;
-  constexpr int kTiles = kOneRow ? 1 : 2;  // of 16 tokens
-  using Memory = ChunkMemory<kHeads, kOneRow>;
+  constexpr int kTiles = kChunk / 16;
+  using Memory = ChunkMemory<kHeads>;
   using Stage = typename Memory::Stage;
   extern __shared__ __align__(1024) char shared[];
   Memory& memory = *reinterpret_cast<Memory*>(shared);
@@ -96,14 +56,13 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   WaitForPrevious();
 
   const DeviceSequence s = o.sequences[picked(blockIdx.y)];
-  if (kOneRow ? s.rows != 1 : s.rows == 0) return;
+  if (s.rows == 0) return;
   // Tokens are counted from the first one's chunk: those up to `known` came before this call, `count` is one past the last.
   const int known = static_cast<int>(s.position % kChunk), count = known + s.rows, first_row = s.row - known;
   const int64_t begin = s.position - known, end = s.position + s.rows;
   const int group = o.GroupOf(first_head);
   const int x_column = first_head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
   const int y_stride = static_cast<int>(o.y.stride);
-  const int first_tile = kOneRow ? known / 16 : 0;
 
   float state[kState / 8][4];  // element [8 i + 2 q + {0, 1}] of rows g and g + 8
   const int state_offset = (part * 16 + g) * kState + 2 * q;
@@ -176,14 +135,12 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
 
   load_first();
   CommitCopies();
-  if constexpr (!kOneRow) {
-    if (kChunk < count) load(kChunk, 1);
-    CommitCopies();
-  }
+  if (kChunk < count) load(kChunk, 1);
+  CommitCopies();
   float raw_next = 0;
   if (steps_warp) {
     const float raw = raw_step(0);
-    if constexpr (!kOneRow) raw_next = raw_step(kChunk);
+    raw_next = raw_step(kChunk);
     take_steps(0, raw, memory.decays[0][steps_of]);
   }
 
@@ -192,20 +149,18 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
   const uint32_t lane_at = Place(lane % 16, lane / 16, kStateBytes), lane_scores_at = Place(part * 8 + lane % 8, lane / 8, kStateBytes);
   const uint32_t lane_x_at = kToX + Place(lane % 8 + lane / 16 * 8, own * 8 + part * 2 + lane / 8 % 2, kXRow);
   const uint32_t own_x_at = kToX + Place(g, own * 8 + part * 2, kXRow) + q * 4;
-  const uint32_t lane_weights = SharedAddress(memory.weights[own]) + (first_tile * 16 + lane % 16) * kWeightBytes + lane / 16 * 16;
+  const uint32_t lane_weights = SharedAddress(memory.weights[own]) + lane % 16 * kWeightBytes + lane / 16 * 16;
   int stage = 0, parity = 0;
   for (int base = 0; base < count; base += kChunk) {
-    WaitForCopies<kOneRow ? 0 : 1>();
+    WaitForCopies<1>();
     __syncthreads();  // the chunk's inputs and decays have come, and everybody is done with the chunk before
-    if constexpr (!kOneRow) {
-      if (base + 2 * kChunk < count) load(base + 2 * kChunk, stage == 0 ? 2 : stage - 1);
-      CommitCopies();
-    }
+    if (base + 2 * kChunk < count) load(base + 2 * kChunk, stage == 0 ? 2 : stage - 1);
+    CommitCopies();
     const uint32_t at = shared_base + stage * static_cast<uint32_t>(sizeof(Stage));
-    const uint32_t at_b = at + lane_at, at_c = at + kToC + lane_at + first_tile * 16 * kStateBytes, at_scores = at + lane_scores_at;
+    const uint32_t at_b = at + lane_at, at_c = at + kToC + lane_at, at_scores = at + lane_scores_at;
     const Decays& decays = memory.decays[parity][own];
 
-    float y[kTiles][2][4] = {};
+    float outer[kTiles][2][4] = {};
     const auto products = [&](auto with_scores) {
       constexpr bool kScores = decltype(with_scores)::value;
       float score[kTiles][4] = {};
@@ -224,7 +179,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
         for (int j = 0; j < 2; j++) {
           const uint32_t s0 = PackPair(state[2 * k][2 * j], state[2 * k][2 * j + 1]), s1 = PackPair(state[2 * k + 1][2 * j], state[2 * k + 1][2 * j + 1]);
 #pragma unroll
-          for (int m = 0; m < kTiles; m++) MultiplyAdd(y[m][j], c[m], s0, s1);
+          for (int m = 0; m < kTiles; m++) MultiplyAdd(outer[m][j], c[m], s0, s1);
         }
       }
       if constexpr (kScores) {
@@ -237,7 +192,7 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
           for (int m = 0; m < kTiles; m++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-              const int t = (first_tile + m) * 16 + 8 * r + g;
+              const int t = m * 16 + 8 * r + g;
               const float log = d.log[t];
               const float low = from <= t ? score[m][2 * r] * (FastExp2(log - log_from.x) * step.x) : 0;
               const float high = from + 1 <= t ? score[m][2 * r + 1] * (FastExp2(log - log_from.y) * step.y) : 0;
@@ -253,21 +208,11 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
       products(std::true_type{});
     else
       products(std::false_type{});
-    if constexpr (!kOneRow) {
-      if (steps_warp && base + kChunk < count) {
-        const float raw = raw_next;
-        raw_next = raw_step(base + 2 * kChunk);
-        take_steps(base + kChunk, raw, memory.decays[parity ^ 1][steps_of]);
-      }
+    if (steps_warp && base + kChunk < count) {
+      const float raw = raw_next;
+      raw_next = raw_step(base + 2 * kChunk);
+      take_steps(base + kChunk, raw, memory.decays[parity ^ 1][steps_of]);
     }
-#pragma unroll
-    for (int m = 0; m < kTiles; m++)
-#pragma unroll
-      for (int r = 0; r < 2; r++) {
-        const float decay = FastExp2(decays.log[(first_tile + m) * 16 + 8 * r + g]);
-#pragma unroll
-        for (int j = 0; j < 2; j++) y[m][j][2 * r] *= decay, y[m][j][2 * r + 1] *= decay;
-      }
     // x transposed: rows 16 part + {g, g + 8}, tokens 16 k + 2 q + {0, 1, 8, 9}. As a second operand, registers {0, 2} are its first eight rows, {1, 3} the
     // others.
     uint32_t x[2][4];
@@ -275,29 +220,32 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
     for (int k = 0; k < 2; k++) LoadTransposed(x[k], at + lane_x_at + k * 16 * kXRow);
     __syncthreads();  // the weights have come
 
+    float inner[kTiles][2][4] = {};
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        if (k > first_tile + m) continue;
+        if (k > m) continue;
         uint32_t leading[4], rest[4];
         LoadMatrices(leading, lane_weights + m * 16 * kWeightBytes + k * 32);
         LoadMatrices(rest, lane_weights + m * 16 * kWeightBytes + k * 32 + kRestBytes);
 #pragma unroll
-        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], leading, x[k][j], x[k][j + 2]);
+        for (int j = 0; j < 2; j++) MultiplyAdd(inner[m][j], leading, x[k][j], x[k][j + 2]);
 #pragma unroll
-        for (int j = 0; j < 2; j++) MultiplyAdd(y[m][j], rest, x[k][j], x[k][j + 2]);
+        for (int j = 0; j < 2; j++) MultiplyAdd(inner[m][j], rest, x[k][j], x[k][j + 2]);
       }
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const int t = (first_tile + m) * 16 + 8 * r + g;
+        const int t = m * 16 + 8 * r + g;
+        const float decay = FastExp2(decays.log[t]);
         uint32_t pair[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const uint32_t own_x = *reinterpret_cast<const uint32_t*>(shared + stage * sizeof(Stage) + (own_x_at ^ 16 * j) + (t - g) * kXRow);
-          pair[j] = PackPair(fmaf(skip, LowHalf(own_x), y[m][j][2 * r]), fmaf(skip, HighHalf(own_x), y[m][j][2 * r + 1]));
+          pair[j] = PackPair(fmaf(skip, LowHalf(own_x), fmaf(decay, outer[m][j][2 * r], inner[m][j][2 * r])),
+                             fmaf(skip, HighHalf(own_x), fmaf(decay, outer[m][j][2 * r + 1], inner[m][j][2 * r + 1])));
         }
         // Lanes 2i and 2i + 1 swap a pair, so that each has four columns beside each other.
         const bool odd = q & 1;
@@ -343,34 +291,23 @@ __global__ void __launch_bounds__(128 * kHeads, kOneRow ? 4 : 2) Chunks(ScanOper
         }
       }
     }
-    if constexpr (!kOneRow) stage = stage == 2 ? 0 : stage + 1, parity ^= 1;
-  }
-
-  // The row's own inputs are kept: no block of this launch reads them there.
-  if (kOneRow && o.Keeps(s)) {
-    const bf16* const row = o.xbc.Row(s.row);
-    bf16* const to = o.KeptRow(s, s.position);
-    const auto copy = [&](int column) { *reinterpret_cast<uint4*>(to + column) = *reinterpret_cast<const uint4*>(row + column); };
-    if (tid < 8) copy(x_column + tid * 8);
-    if (tid >= 32 && tid < 64 && first_head == group * o.heads_per_group) copy((tid < 48 ? b_column : c_column) + tid % 16 * 8);
-    if (tid == 64) o.KeptSteps(s, s.position)[first_head] = o.dt.Row(s.row)[first_head];
+    stage = stage == 2 ? 0 : stage + 1, parity ^= 1;
   }
 }
 
-template <int kHeads, bool kOneRow>
+template <int kHeads>
 void LaunchChunks(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) {
-  Launch(device, Chunks<kHeads, kOneRow>, dim3(static_cast<unsigned>(o.heads / kHeads), static_cast<unsigned>(count)), dim3(128 * kHeads),
-         sizeof(ChunkMemory<kHeads, kOneRow>), o, picked);
+  Launch(device, Chunks<kHeads>, dim3(static_cast<unsigned>(o.heads / kHeads), static_cast<unsigned>(count)), dim3(128 * kHeads), sizeof(ChunkMemory<kHeads>), o,
+         picked);
 }
 
 }  // namespace
 
-void ScanOneRowInChunks(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) { LaunchChunks<1, true>(device, o, picked, count); }
-
 void ScanChunks(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) {
+  if (ScanChunksOnHopper(device, o, picked, count)) return;
   // Two heads share B, C and G; but few sequences make too few blocks of them.
   const bool two = o.heads_per_group % 2 == 0 && o.heads * count >= 2 * device.sms();
-  two ? LaunchChunks<2, false>(device, o, picked, count) : LaunchChunks<1, false>(device, o, picked, count);
+  two ? LaunchChunks<2>(device, o, picked, count) : LaunchChunks<1>(device, o, picked, count);
 }
 
 }  // namespace bamba::cuda
