@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "engine/device_model.h"
 #include "model/params.h"
+#include "ops/cpu/simd.h"
 #include "ops/op_table.h"
 
 namespace bamba {
@@ -25,6 +26,12 @@ int64_t Product(int64_t a, int64_t b) {
 }
 
 }  // namespace
+
+int64_t PrefillRows(const Config& c, const Execution& execution) {
+  if (execution.accelerator) return 8192;
+  if (!execution.precise && cpu::CurrentSimd() == cpu::SimdLevel::kAmx) return 1024;
+  return c.ffn <= 4096 && c.inner() <= 4096 ? 512 : 256;
+}
 
 int64_t MemoryPlan::states() const { return Product(slots, slot); }
 

@@ -11,11 +11,10 @@
 
 namespace bamba {
 
-// Rows of a prompt that go through the model at a time on the CPU. Each time the weights are read and turned; between the times the program can be interrupted, and the
-// more rows, the larger the temporaries: a large model, where a row is much work, gets fewer.
-inline int64_t PrefillRows(const Config& c) { return c.ffn <= 4096 && c.inner() <= 4096 ? 512 : 256; }
-// A GPU wants enough rows to fill it many times over, and has the memory.
-inline int64_t PrefillRows(const Config& c, const Execution& execution) { return execution.accelerator ? 8192 : PrefillRows(c); }
+// Rows of a prompt that go through the model at a time. On the CPU the weights are read and turned each time; between the times the program can be interrupted,
+// and the more rows, the larger the temporaries: a large model, where a row is much work, gets fewer, unless AMX multiplies so fast that reading the weights would
+// take as long. A GPU wants enough rows to fill it many times over, and has the memory.
+int64_t PrefillRows(const Config& c, const Execution& execution);
 
 // Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
 inline int64_t PrefillRowsBesideText(const Execution& execution) { return execution.accelerator ? 128 : 32; }
