@@ -24,7 +24,8 @@ class Bench {
 
   void All() {
     fmt::print("{}\n", accelerator_->name());
-    for (const auto& [sequences, context] : {std::pair<int64_t, int64_t>{1, 2048}, {8, 2048}, {24, 2048}, {32, 2048}, {64, 2048}, {128, 2048}, {256, 2048}, {1, 32768}}) {
+    for (const auto& [sequences, context] :
+         {std::pair<int64_t, int64_t>{1, 2048}, {8, 2048}, {24, 2048}, {32, 2048}, {64, 2048}, {128, 2048}, {256, 2048}, {1, 32768}}) {
       Decode(sequences, context, false);
       Decode(sequences, context, true);
     }
@@ -87,7 +88,8 @@ class Bench {
     const double bytes = static_cast<double>(sequences * keys) * 2 * kKv * 2;
     std::vector<KvPages> kv(static_cast<size_t>(Copies(bytes)));
     for (KvPages& one : kv)
-      one = {Random(Dtype::kBf16, {sequences * pages, kKvBlock, kShape.kv_heads, kShape.head_dim}), Random(Dtype::kBf16, {sequences * pages, kKvBlock, kShape.kv_heads, kShape.head_dim})};
+      one = {Random(Dtype::kBf16, {sequences * pages, kKvBlock, kShape.kv_heads, kShape.head_dim}),
+             Random(Dtype::kBf16, {sequences * pages, kKvBlock, kShape.kv_heads, kShape.head_dim})};
     std::vector<int32_t> table(static_cast<size_t>(sequences * pages));
     for (size_t i = 0; i < table.size(); i++) table[i] = static_cast<int32_t>(i * 7919 % table.size());
     if (table.size() % 7919 == 0)
@@ -140,8 +142,9 @@ class Bench {
     batch.sequences = {{.rows = rows, .position = 1000, .slot = 0}};
     ops::Begin(ctx_, batch);
     const RopeShape q = {.heads = 32, .head_dim = 128, .dims = 64}, k = {.heads = 8, .head_dim = 128, .dims = 64};
-    Print(fmt::format("Rope of q and k, {} rows", rows),
-          ReplayedSeconds([&](int) { ops::Rope(ctx_, x.Columns({0, kQ}), q, batch), ops::Rope(ctx_, x.Columns({kQ, kKv}), k, batch); }),
+    Print(fmt::format("Rope of q and k, {} rows", rows), ReplayedSeconds([&](int) {
+            ops::Rope(ctx_, x.Columns({0, kQ}), q, batch), ops::Rope(ctx_, x.Columns({kQ, kKv}), k, batch);
+          }),
           static_cast<double>(rows) * 40 * 64 * 2 * 2, 0);
   }
   void ArgMaxOf(int64_t rows) {
@@ -150,12 +153,14 @@ class Bench {
     std::vector<Tensor> logits;
     for (int i = Copies(bytes); i > 0; i--) logits.push_back(Random(Dtype::kF32, {rows, kVocab}));
     auto* const tokens = static_cast<int32_t*>(Random(Dtype::kF32, {rows}).data());
-    Print(fmt::format("ArgMax, {} rows", rows), ReplayedSeconds([&](int i) { accelerator_->ArgMax(logits[static_cast<size_t>(i) % logits.size()], tokens); }), bytes, 0);
+    Print(fmt::format("ArgMax, {} rows", rows), ReplayedSeconds([&](int i) { accelerator_->ArgMax(logits[static_cast<size_t>(i) % logits.size()], tokens); }),
+          bytes, 0);
   }
   void TopOf(int64_t rows, int64_t k) {
     const Frame frame(ctx_);
     const Tensor logits = Random(Dtype::kF32, {rows, kVocab}), ids = Random(Dtype::kF32, {rows, k}), values = Random(Dtype::kF32, {rows, k});
-    Print(fmt::format("Top {}, {} rows", k, rows), ReplayedSeconds([&](int) { accelerator_->Top(logits, k, static_cast<int32_t*>(ids.data()), values.as<float>()); }),
+    Print(fmt::format("Top {}, {} rows", k, rows),
+          ReplayedSeconds([&](int) { accelerator_->Top(logits, k, static_cast<int32_t*>(ids.data()), values.as<float>()); }),
           static_cast<double>(rows) * kVocab * 4, 0);
   }
 

@@ -135,6 +135,8 @@ int main(int argc, char** argv) {
   }
   fmt::print("{}\n", gpu->name());
   bamba::Bench bench(gpu);
-  if (argc > 1 && std::string(argv[1]) == "--sweep") bamba::Sweep(bench);
-  else bamba::Table(bench);
+  if (argc > 1 && std::string(argv[1]) == "--sweep")
+    bamba::Sweep(bench);
+  else
+    bamba::Table(bench);
 }

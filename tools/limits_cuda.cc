@@ -20,8 +20,8 @@ double ProductSeconds(bamba::Accelerator& accelerator, int64_t m, int64_t n, int
   accelerator.FillRandom(x, 1, -1, 1), accelerator.FillRandom(w, 2, -1, 1);
   const auto products = [&](int times) {
     return accelerator.Seconds([&] {
-             for (int i = 0; i < times; i++) ops::Linear(ctx, x, {w, {}}, y);
-           }) / times;
+      for (int i = 0; i < times; i++) ops::Linear(ctx, x, {w, {}}, y);
+    }) / times;
   };
   products(3);
   double best = products(10);

@@ -37,8 +37,8 @@ void Measure(const std::string& path, int32_t texts, int64_t prompt, double seco
   if (!execution.accelerator) fmt::print(stderr, "mixed_load: on the CPU: {}\n", reason);
   const Model model = LoadModel(path);
   constexpr int32_t kPrompts = 8;  // that may be read or wait at a time
-  Engine engine(model, nullptr, {.name = path, .execution = execution, .context = 4 * prompt, .sequences = texts + kPrompts,
-                                 .kv_tokens = (texts + kPrompts) * 2 * prompt});
+  Engine engine(model, nullptr,
+                {.name = path, .execution = execution, .context = 4 * prompt, .sequences = texts + kPrompts, .kv_tokens = (texts + kPrompts) * 2 * prompt});
   for (int32_t i = 0; i < texts; i++)
     engine.Submit({.prompt = Prompt(64, static_cast<uint64_t>(i), model.config.vocab), .max_tokens = 2 * prompt - 64, .ignore_eos = true}, {});
   for (int i = 0; i < 60; i++) engine.Step();  // prompts read, steps recorded

@@ -64,7 +64,8 @@ Subject Open(const Flags& flags, const Execution& execution) {
   const Dtype dtype = flags.dtype == "f32" ? Dtype::kF32 : flags.dtype == "f16" ? Dtype::kF16 : Dtype::kBf16;
   // An absurd config must not get as far as the sum of its bytes, which may overflow.
   const int64_t numbers = ParameterCount(config), most = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(SizeOf(dtype));
-  CheckFits({.weights = std::min(numbers, most) * static_cast<int64_t>(SizeOf(dtype)), .on_device = execution.accelerator != nullptr}, MemoryLeft(execution), name);
+  CheckFits({.weights = std::min(numbers, most) * static_cast<int64_t>(SizeOf(dtype)), .on_device = execution.accelerator != nullptr}, MemoryLeft(execution),
+            name);
   return {name, true, AllocateModel(config, dtype)};
 }
 
@@ -143,9 +144,9 @@ std::string TableHead(const Subject& subject, const Execution& execution, int64_
 
 std::string TableRow(const SpeedTest& test, const SpeedResult& result, const Figures& figures) {
   const std::string machine = fmt::format("{:.1f} GB/s, {:.0f} GFLOP/s", result.rates.bytes * 1e-9, result.rates.operations * 1e-9);
-  return fmt::format(kHeader, TestName(test), test.prompt + test.generate, test.batch, test.context, test.execution.threads, HumanRate(figures.tokens_per_second),
-                     HumanSeconds(figures.seconds), HumanRate(figures.best_tokens_per_second), HumanRate(figures.limit_tokens_per_second),
-                     fmt::format("{:.1f} %", figures.fraction() * 100), machine);
+  return fmt::format(kHeader, TestName(test), test.prompt + test.generate, test.batch, test.context, test.execution.threads,
+                     HumanRate(figures.tokens_per_second), HumanSeconds(figures.seconds), HumanRate(figures.best_tokens_per_second),
+                     HumanRate(figures.limit_tokens_per_second), fmt::format("{:.1f} %", figures.fraction() * 100), machine);
 }
 
 // False where the user interrupted.

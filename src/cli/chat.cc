@@ -185,13 +185,9 @@ void RunChat(const ChatFlags& flags) {
   const int64_t trained = model.config.context > 0 ? model.config.context : 4096;
   const bool attention = model.config.Count(BlockKind::kAttention) > 0;
   const int64_t context = attention ? (flags.context > 0 ? flags.context : std::min(trained, kMostContext)) : 0;
-  Engine engine(model, &tokenizer,
-                {.name = name,
-                 .execution = execution,
-                 .context = context,
-                 .roll_back = true,
-                 .snapshot_bytes = SnapshotBytes(model, context, execution),
-                 .warn = Warn});
+  Engine engine(
+      model, &tokenizer,
+      {.name = name, .execution = execution, .context = context, .roll_back = true, .snapshot_bytes = SnapshotBytes(model, context, execution), .warn = Warn});
   Session session(engine);
   Conversation conversation(
       session, tokenizer, form,

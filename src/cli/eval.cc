@@ -72,9 +72,9 @@ void RunPerplexity(PerplexityFlags flags) {
 
   const int64_t rows = std::min<int64_t>(options.window, std::max<int64_t>(1, static_cast<int64_t>(tokens.size()) - 1));
   const Execution execution = flags.device.Open(!flags.fast);
-  const size_t workspace = MeasureWorkspace(
-      [&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.WideTemp({rows})); },
-      ActivationDtype(model, execution), execution.accelerator);
+  const size_t workspace =
+      MeasureWorkspace([&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.WideTemp({rows})); },
+                       ActivationDtype(model, execution), execution.accelerator);
   CheckFits(PlanMemory(model, {.slots = 0}, workspace, execution), MemoryLeft(execution), flags.model);
   const Model placed = ModelFor(execution, model);
   Runtime runtime(model, execution, workspace);
@@ -128,13 +128,15 @@ void RunLogits(LogitsFlags flags) {
   const auto inputs = ReadTokenRows(SafetensorsFile(flags.ids), "input_ids", c.vocab);
   const int64_t batch = static_cast<int64_t>(inputs.size()), length = static_cast<int64_t>(inputs[0].size());
   const Execution execution = flags.device.Open(!flags.fast);
-  const size_t workspace = MeasureWorkspace([&](Context& ctx) {
-    Frame frame(ctx);
-    States stateless;
-    Tensor hidden = ctx.Temp({length, c.dim}), logits = ctx.WideTemp({std::min(length, kLogitRows), c.vocab});
-    Forward(ctx, c, model.weights, StatelessBatch(inputs[0]), stateless, hidden);
-    Logits(ctx, c, model.weights, hidden.Rows(0, logits.rows()), logits);
-  }, ActivationDtype(model, execution), execution.accelerator);
+  const size_t workspace = MeasureWorkspace(
+      [&](Context& ctx) {
+        Frame frame(ctx);
+        States stateless;
+        Tensor hidden = ctx.Temp({length, c.dim}), logits = ctx.WideTemp({std::min(length, kLogitRows), c.vocab});
+        Forward(ctx, c, model.weights, StatelessBatch(inputs[0]), stateless, hidden);
+        Logits(ctx, c, model.weights, hidden.Rows(0, logits.rows()), logits);
+      },
+      ActivationDtype(model, execution), execution.accelerator);
   MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace, execution);
   if (!execution.accelerator) plan.workspace += (flags.hidden ? batch : 1) * length * c.dim * (c.layers() + 1) * static_cast<int64_t>(sizeof(float));
   CheckFits(plan, MemoryLeft(execution), flags.model);

@@ -86,8 +86,8 @@ void PrintGroups(const char* title, const std::vector<std::pair<std::string, Gro
 }
 
 void PrintPlan(const Flags& flags, const MemoryPlan& plan, const Model& model, const Execution& execution) {
-  WriteAll(kStandardOutput, fmt::format("memory for {} sequence{} of {} tokens on {}\n", flags.batch, flags.batch == 1 ? "" : "s", Thousands(flags.context),
-                                        NameOf(execution)));
+  WriteAll(kStandardOutput,
+           fmt::format("memory for {} sequence{} of {} tokens on {}\n", flags.batch, flags.batch == 1 ? "" : "s", Thousands(flags.context), NameOf(execution)));
   Row("weights", plan.on_device ? Bytes(plan.weights)
                                 : fmt::format("{}, mapped from the files: taken as they are touched, given back under pressure", Bytes(plan.weights)));
   if (!model.config.tied && !plan.on_device)

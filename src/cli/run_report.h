@@ -15,7 +15,7 @@ struct RunReport {
   const Tokenizer* tokenizer;  // null: prompts and texts are token ids
   double load_seconds = 0;     // until the model could run, without
   double context_seconds = 0;  // what a GPU's driver took to make it ready
-  bool echo = false;  // the prompts are part of the result
+  bool echo = false;           // the prompts are part of the result
 };
 
 struct WrittenText {

@@ -92,8 +92,8 @@ void CheckAgainst(const Model& model, const Flags& flags, Checks& checks) {
   const Config& c = model.config;
   const auto inputs = ReadTokenRows(file, "input_ids", c.vocab);
   const Execution execution = flags.device.Open(!flags.fast);
-  const size_t workspace = MeasureWorkspace([&](Context& ctx) { MeasureComparison(ctx, model, inputs[0]); }, ActivationDtype(model, execution),
-                                            execution.accelerator);
+  const size_t workspace =
+      MeasureWorkspace([&](Context& ctx) { MeasureComparison(ctx, model, inputs[0]); }, ActivationDtype(model, execution), execution.accelerator);
   MemoryPlan plan = PlanMemory(model, {.slots = 0}, workspace, execution);
   if (!execution.accelerator) plan.workspace += ParameterCount(c) * static_cast<int64_t>(sizeof(float));  // gradients
   CheckFits(plan, MemoryLeft(execution), flags.model);
@@ -141,8 +141,9 @@ void CheckTrials(const Model& model, const Flags& flags, Checks& checks) {
   checks.Line(
       "trials", report.failed == 0,
       fmt::format("{} trials at {}: {} rows of logits and {} states from {} batches, {} forks, {} snapshots, {} roll-backs, {} files; {} differing bits{}",
-                  Thousands(report.trials), NameOf(execution) + (execution.invariant ? ", batch-invariant" : ""), Thousands(report.rows), Thousands(report.states), Thousands(report.batches),
-                  Thousands(report.forks), Thousands(report.snapshots), Thousands(report.roll_backs), Thousands(report.files), Thousands(report.differing_bits),
+                  Thousands(report.trials), NameOf(execution) + (execution.invariant ? ", batch-invariant" : ""), Thousands(report.rows),
+                  Thousands(report.states), Thousands(report.batches), Thousands(report.forks), Thousands(report.snapshots), Thousands(report.roll_backs),
+                  Thousands(report.files), Thousands(report.differing_bits),
                   report.failed > 0 ? fmt::format(" in {} trials, first {}", report.failed, report.first) : ""));
 }
 

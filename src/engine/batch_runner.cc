@@ -86,7 +86,8 @@ bool BatchRunner::Pad() {
   return true;
 }
 
-// Hidden states of the scored rows, logits of as many of them as there is room for, on an accelerator also so many candidates of each. The number of those rows.
+// Hidden states of the scored rows, logits of as many of them as there is room for, on an accelerator also so many candidates of each. The number of those
+// rows.
 int64_t BatchRunner::Compute(int64_t candidates) {
   Context& ctx = runtime_.context();
   const int64_t scored = std::ssize(*batch_.wanted), now = std::min(scored, size_.scored);
@@ -97,8 +98,10 @@ int64_t BatchRunner::Compute(int64_t candidates) {
     if (padded_now > 0) Logits(ctx, model_.config, model_.weights, hidden_.Rows(0, padded_now), logits_.Rows(0, padded_now));
     if (!accelerator_ || candidates == 0 || padded_now == 0) return;
     // One candidate needs no logit.
-    if (candidates == 1) accelerator_->ArgMax(logits_.Rows(0, padded_now), candidates_);
-    else accelerator_->Top(logits_.Rows(0, padded_now), candidates, candidates_, reinterpret_cast<float*>(candidates_) + padded_now * candidates);
+    if (candidates == 1)
+      accelerator_->ArgMax(logits_.Rows(0, padded_now), candidates_);
+    else
+      accelerator_->Top(logits_.Rows(0, padded_now), candidates, candidates_, reinterpret_cast<float*>(candidates_) + padded_now * candidates);
   };
   if (replays) {
     ops::Begin(ctx, batch_);

@@ -71,7 +71,7 @@ class BatchRunner {
   Runtime runtime_;
   StatePool pool_;
   Tensor hidden_, logits_;
-  int32_t* candidates_ = nullptr;  // on the accelerator: ids, then logits, of the rows of a step
+  int32_t* candidates_ = nullptr;   // on the accelerator: ids, then logits, of the rows of a step
   int64_t rows_of_candidates_ = 0;  // with those of padding
   Buffer host_logits_;
   Pinned host_candidates_, host_row_;

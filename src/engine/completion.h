@@ -28,8 +28,8 @@ class Completion {
   // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
   bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
 
-  // How many of the largest logits, of equal ones those of the lowest ids, Choose would look at now; 0: all. Given them, the largest first, ChooseFrom does what
-  // it does.
+  // How many of the largest logits, of equal ones those of the lowest ids, Choose would look at now; 0: all. Given them, the largest first, ChooseFrom does
+  // what it does.
   int64_t NeedsTop() const;
   bool ChooseFrom(std::span<const int32_t> ids, std::span<const float> logits, int64_t position, SamplerSpace& space);
 

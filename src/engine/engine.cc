@@ -278,8 +278,8 @@ bool Engine::CheckFinite(Text& text, std::span<const float> logits, int64_t posi
 // The same for candidates.
 bool Engine::CheckFinite(Text& text, std::span<const int32_t> ids) const {
   if (ids[0] >= 0) return true;
-  text.completion.Fail(fmt::format("{}: a logit is not finite at position {}; `bamba verify` names the tensor where that begins", options_.name,
-                                   text.sequence.position - 1));
+  text.completion.Fail(
+      fmt::format("{}: a logit is not finite at position {}; `bamba verify` names the tensor where that begins", options_.name, text.sequence.position - 1));
   text.over = true;
   return false;
 }
@@ -320,8 +320,10 @@ void Engine::RunCandidatesBatch() {
     const int64_t row = used++;
     const auto top = static_cast<size_t>(needs(text));
     Next next;
-    if (top > 0) next = {.ids = candidates.IdsOf(row).first(top), .logits = top > 1 ? candidates.LogitsOf(row).first(top) : std::span<const float>()};
-    else next.logits = runner_.LogitsOf(row);
+    if (top > 0)
+      next = {.ids = candidates.IdsOf(row).first(top), .logits = top > 1 ? candidates.LogitsOf(row).first(top) : std::span<const float>()};
+    else
+      next.logits = runner_.LogitsOf(row);
     const size_t forks = running_.size();
     if (!text.prompt_read) ForkCompletions(text);
     Continue(text, next);

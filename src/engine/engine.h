@@ -27,12 +27,12 @@ namespace bamba {
 struct EngineOptions {
   std::string name;  // of the model in errors: its directory
   Execution execution;
-  int64_t context = 0;                           // tokens whose keys and values each sequence has room for; without attention there is no such limit
-  int32_t sequences = 1;                         // that have their state in memory at a time; the others wait
-  int64_t kv_tokens = 0;                         // tokens whose keys and values all sequences together have room for; 0: each has its full context
-  bool roll_back = false;                        // sequences can go back, see Session::RollBack; takes up to twice the state
-  int64_t snapshot_bytes = 0;                    // the most that Session::Snapshot keeps
-  std::function<void(const std::string&)> warn;  // one line for the user; may be empty
+  int64_t context = 0;                                    // tokens whose keys and values each sequence has room for; without attention there is no such limit
+  int32_t sequences = 1;                                  // that have their state in memory at a time; the others wait
+  int64_t kv_tokens = 0;                                  // tokens whose keys and values all sequences together have room for; 0: each has its full context
+  bool roll_back = false;                                 // sequences can go back, see Session::RollBack; takes up to twice the state
+  int64_t snapshot_bytes = 0;                             // the most that Session::Snapshot keeps
+  std::function<void(const std::string&)> warn;           // one line for the user; may be empty
   std::function<void(int64_t done, int64_t of)> loading;  // is told the bytes of weights that an accelerator has; may be empty
 };
 

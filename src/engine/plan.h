@@ -12,8 +12,8 @@
 namespace bamba {
 
 // Rows of a prompt that go through the model at a time. On the CPU the weights are read and turned each time; between the times the program can be interrupted,
-// and the more rows, the larger the temporaries: a large model, where a row is much work, gets fewer, unless AMX multiplies so fast that reading the weights would
-// take as long. A GPU wants enough rows to fill it many times over, and has the memory.
+// and the more rows, the larger the temporaries: a large model, where a row is much work, gets fewer, unless AMX multiplies so fast that reading the weights
+// would take as long. A GPU wants enough rows to fill it many times over, and has the memory.
 int64_t PrefillRows(const Config& c, const Execution& execution);
 
 // Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
@@ -28,10 +28,10 @@ struct MemoryPlan {
   int64_t slot = 0;     // the state of one sequence's Mamba-2 mixers
   int64_t page = 0;     // keys and values of kKvBlock tokens, of all attention mixers
   int64_t slots = 0, pages = 0;
-  int64_t workspace = 0;  // temporaries of the largest step
-  int64_t snapshots = 0;  // that may be kept, in the host's memory
-  int64_t shared = 0;     // that an accelerator's ops share
-  bool on_device = false; // all but snapshots
+  int64_t workspace = 0;   // temporaries of the largest step
+  int64_t snapshots = 0;   // that may be kept, in the host's memory
+  int64_t shared = 0;      // that an accelerator's ops share
+  bool on_device = false;  // all but snapshots
 
   int64_t states() const;  // of all slots
   int64_t kv() const;      // of all pages

@@ -43,8 +43,7 @@ void CheckIdentity(const std::string& path, const Header& header, const SessionI
                 path, header.build, identity.build);
   if (NameIn(header.arithmetic) != identity.arithmetic)
     throw Error("{}: was saved with the arithmetic {}, now it is {}; set {} on a machine that has it, or begin anew", path, NameIn(header.arithmetic),
-                identity.arithmetic,
-                NameIn(header.arithmetic).starts_with("cuda") ? "--device cuda" : "BAMBA_SIMD=" + NameIn(header.arithmetic));
+                identity.arithmetic, NameIn(header.arithmetic).starts_with("cuda") ? "--device cuda" : "BAMBA_SIMD=" + NameIn(header.arithmetic));
   if ((header.precise != 0) != identity.precise)
     throw Error("{}: was saved {} --precise, now it is {}; {} it, or begin anew", path, header.precise ? "with" : "without",
                 identity.precise ? "with" : "without", header.precise ? "add" : "leave out");

@@ -13,9 +13,9 @@ namespace bamba {
 
 // How much state a pool holds.
 struct PoolSize {
-  int32_t slots = 1;       // sequences at a time
-  int64_t pages = 0;       // of kKvBlock tokens, shared by all sequences; a model without attention needs none
-  bool roll_back = false;  // keep what RollBack needs: rings of 2 · kSsdChunk tokens and a second boundary state
+  int32_t slots = 1;           // sequences at a time
+  int64_t pages = 0;           // of kKvBlock tokens, shared by all sequences; a model without attention needs none
+  bool roll_back = false;      // keep what RollBack needs: rings of 2 · kSsdChunk tokens and a second boundary state
   Dtype inputs = Dtype::kF32;  // of all but boundary states, which are f32: the activations' (ops/context.h)
 };
 

@@ -133,7 +133,8 @@ void CompareLoss(Context& ctx, const Model& model, const SafetensorsFile& file, 
   }
   if (count == 0) return;
   // A device that doesn't train has the loss alone.
-  const bool with_gradients = ctx.device->LinearBackward && std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& t) { return t.name.starts_with("grad."); });
+  const bool with_gradients = ctx.device->LinearBackward &&
+                              std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& t) { return t.name.starts_with("grad."); });
   Model gradients = with_gradients ? AllocateModel(model.config, Dtype::kF32) : Model{.config = model.config, .weights = EmptyWeights(model.config)};
   double sum = 0;
   for (size_t b = 0; b < inputs.size(); b++) {

@@ -22,9 +22,7 @@ PoolSize PoolOf(const Model& model, const SpeedTest& test) {
   return {.slots = static_cast<int32_t>(test.batch), .pages = attention ? test.batch * PagesFor(Length(test)) : 0};
 }
 
-int64_t MostRows(const Config& c, const SpeedTest& test) {
-  return test.generate > 0 ? test.batch : std::min(PrefillRows(c, test.execution), test.tokens());
-}
+int64_t MostRows(const Config& c, const SpeedTest& test) { return test.generate > 0 ? test.batch : std::min(PrefillRows(c, test.execution), test.tokens()); }
 
 // A call of the model: the next rows of sequences [first, first + rows.size()). Those that come to an end, or write, get logits.
 struct Call {
@@ -49,7 +47,8 @@ Call CallAfter(const Config& c, const SpeedTest& test, int64_t done) {
 double StateBytes(const Config& c, int64_t position, Dtype input_dtype) {
   const int64_t boundary = position >= kSsdChunk ? c.inner() * c.mamba_state : 0, inputs = (c.conv_dim() + c.mamba_heads) * (position % kSsdChunk);
   const int64_t keys_values = 2 * c.kv_heads * c.head_dim * position, mamba = c.Count(BlockKind::kMamba2), attention = c.Count(BlockKind::kAttention);
-  return static_cast<double>(mamba * boundary) * sizeof(float) + static_cast<double>(mamba * inputs + attention * keys_values) * static_cast<double>(SizeOf(input_dtype));
+  return static_cast<double>(mamba * boundary) * sizeof(float) +
+         static_cast<double>(mamba * inputs + attention * keys_values) * static_cast<double>(SizeOf(input_dtype));
 }
 
 // A text's step may be padded on an accelerator (engine/batch_runner.h): there is room for it.
@@ -116,7 +115,8 @@ class Player {
 size_t ProbeBytes(const Model& model, const SpeedTest& test) {
   if (test.execution.accelerator) return 0;  // before anything else takes the memory
   constexpr double kLeast = 1 << 24;
-  const double step = LimitSeconds(model, {.batch = test.batch, .context = test.context, .generate = 1, .execution = test.execution}, {1, std::numeric_limits<double>::infinity()});
+  const double step = LimitSeconds(model, {.batch = test.batch, .context = test.context, .generate = 1, .execution = test.execution},
+                                   {1, std::numeric_limits<double>::infinity()});
   return static_cast<size_t>(std::clamp(step, kLeast, static_cast<double>(cpu::kLimitBytes)));
 }
 

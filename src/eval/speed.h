@@ -24,8 +24,8 @@ struct MachineRates {
 };
 
 // The least seconds that a test takes on such a machine: a call of the model takes as long as its reading or its arithmetic, whichever is longer.
-// To read are each matrix once (of the embedding the tokens' rows), and of each sequence the state at the last chunk boundary, in f32, the inputs since, and keys
-// and values. To compute are the products with the matrices; what else there is counts as free.
+// To read are each matrix once (of the embedding the tokens' rows), and of each sequence the state at the last chunk boundary, in f32, the inputs since, and
+// keys and values. To compute are the products with the matrices; what else there is counts as free.
 double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rates);
 
 // Memory that MeasureSpeed takes, the model's included.

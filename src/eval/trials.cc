@@ -73,7 +73,7 @@ struct TemporaryFile {
 // What all trials share. Each trial leaves the pools' slots and pages free, but not clean.
 struct Stage {
   const Model& model;
-  const Model placed;  // where it is executed
+  const Model placed;                 // where it is executed
   BatchRunner alone, plain, history;  // history: a pool with roll_back
   SessionIdentity identity;
   std::vector<std::unique_ptr<ThreadPool>> threads;

@@ -4,18 +4,18 @@
 #include <functional>
 #include <string>
 
-#include "model/bamba.h"
 #include "engine/runtime.h"
+#include "model/bamba.h"
 #include "ops/op_table.h"
 
 namespace bamba {
 
 struct TrialOptions {
   int64_t trials = 0;
-  uint64_t seed = 0;  // trial i is drawn from seed + i alone, so that any one can be run by itself
-  Execution execution;                  // trials use 1, 2, 3 and its number of threads, and on the CPU both kinds of precision
-  const OpTable* device = nullptr;      // instead of the CPU's own, in tests
-  std::string name;  // of the model in errors
+  uint64_t seed = 0;                // trial i is drawn from seed + i alone, so that any one can be run by itself
+  Execution execution;              // trials use 1, 2, 3 and its number of threads, and on the CPU both kinds of precision
+  const OpTable* device = nullptr;  // instead of the CPU's own, in tests
+  std::string name;                 // of the model in errors
 };
 
 struct TrialReport {

@@ -20,9 +20,9 @@ struct OpTable;
 class Accelerator : public DeviceMemory {
  public:
   virtual const OpTable& ops() const = 0;
-  virtual std::string name() const = 0;     // "NVIDIA H200"
-  virtual int64_t FreeBytes() const = 0;    // that Allocate could still give
-  virtual int64_t OwnBytes() const = 0;     // of its memory that ops share for partial sums, batches and the like: taken when it was opened
+  virtual std::string name() const = 0;       // "NVIDIA H200"
+  virtual int64_t FreeBytes() const = 0;      // that Allocate could still give
+  virtual int64_t OwnBytes() const = 0;       // of its memory that ops share for partial sums, batches and the like: taken when it was opened
   virtual double ContextSeconds() const = 0;  // that the driver took to make it ready
 
   // Memory of the host's that Download fills at full speed.
@@ -53,9 +53,9 @@ class Accelerator : public DeviceMemory {
   virtual void Replay(uint64_t key, const std::function<void()>& work) = 0;
   virtual void ForgetReplays() = 0;
 
-  virtual void Wait() = 0;                                          // for all that is queued
+  virtual void Wait() = 0;                                        // for all that is queued
   virtual double Seconds(const std::function<void()>& work) = 0;  // that the device takes for what `work` queues
-  virtual double ReadBandwidth() = 0;                               // bytes a second that a kernel which only reads gets
+  virtual double ReadBandwidth() = 0;                             // bytes a second that a kernel which only reads gets
 };
 
 // The CUDA device: opens libbamba_cuda.so, which lies beside the program or where programs' libraries do, and the first GPU that the driver shows. Null where

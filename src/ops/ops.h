@@ -10,9 +10,9 @@
 
 // THE list of ops. Each is declared here, checked in ops.cc (shapes, dtypes), means what ref/ says, and runs on the Context's device.
 //
-// T rows of a batch; activations are matrices [T, columns] in the context's activation dtype (f32 on the CPU, f32 or bf16 on a GPU), possibly columns of a wider
-// matrix; the residual stream and logits are in its wide dtype; weights and vectors are f32, bf16 or f16 as they lie in the checkpoint. Outputs must not overlap
-// inputs unless the comment says so.
+// T rows of a batch; activations are matrices [T, columns] in the context's activation dtype (f32 on the CPU, f32 or bf16 on a GPU), possibly columns of a
+// wider matrix; the residual stream and logits are in its wide dtype; weights and vectors are f32, bf16 or f16 as they lie in the checkpoint. Outputs must not
+// overlap inputs unless the comment says so.
 //
 // Backward: `d_name` is the gradient of the loss by `name`. Gradients of activations are written; gradients of parameters are added to (so tied or repeated
 // weights and micro-batches sum up); absent ones are not computed. All gradients are f32 (f64 on the reference device). Results never depend on the number
@@ -58,8 +58,8 @@ void FromHost(const Context& ctx, const void* from, const Tensor& to);
 void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, const Tensor& x);
 void EmbedBackward(Context& ctx, const Batch& batch, const Tensor& dx, double scale, const Tensor& dtable);
 
-// y [T, out] (activations or wide) = x [T, in] weightᵀ + bias. An output element is a function of its row of x and its row of the weight alone, summed over `in` in one fixed order:
-// the same bits for one row and for many.
+// y [T, out] (activations or wide) = x [T, in] weightᵀ + bias. An output element is a function of its row of x and its row of the weight alone, summed over
+// `in` in one fixed order: the same bits for one row and for many.
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y);
 // Several products with the same rows, in one go: y [T, Σ out] holds them side by side.
 void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y);

@@ -24,7 +24,8 @@ class ConversationTest : public testing::Test {
     Conversation conversation;
 
     Parts(const std::string& name, Request reply, int64_t context, int64_t snapshots)
-        : engine(MiniModel(), &MiniTokenizer(), {.name = "mini", .execution = {.threads = 2}, .context = context, .roll_back = true, .snapshot_bytes = snapshots}),
+        : engine(MiniModel(), &MiniTokenizer(),
+                 {.name = "mini", .execution = {.threads = 2}, .context = context, .roll_back = true, .snapshot_bytes = snapshots}),
           session(engine),
           form(name, MiniTokenizer(), "mini"),
           conversation(session, MiniTokenizer(), form, {.system = "A tale.", .context = context, .reply = std::move(reply)}) {}

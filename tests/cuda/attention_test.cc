@@ -28,7 +28,8 @@ using Call = std::vector<Run>;
 // Some sequences with all of their queries, keys and values, and how they were attended by calls of the op.
 class Sequences {
  public:
-  Sequences(Dtype dtype, const AttentionShape& shape, std::vector<int64_t> lengths, uint64_t seed) : dtype_(dtype), shape_(shape), lengths_(std::move(lengths)) {
+  Sequences(Dtype dtype, const AttentionShape& shape, std::vector<int64_t> lengths, uint64_t seed)
+      : dtype_(dtype), shape_(shape), lengths_(std::move(lengths)) {
     Draws draws(seed);
     rows_ = std::accumulate(lengths_.begin(), lengths_.end(), int64_t{0});
     x_ = Numbers(dtype, {rows_, In()}, draws.Normal());
@@ -129,7 +130,8 @@ class Sequences {
     Device ref(ref::kTable, Dtype::kF64, 1, size_t{1} << 30);
     const Numbers x = x_.Double();
     const int64_t kv_columns = shape_.kv_heads * shape_.head_dim;
-    const Numbers k(Dtype::kF64, {std::ssize(table_), kKvBlock, shape_.kv_heads, shape_.head_dim}), v(Dtype::kF64, {std::ssize(table_), kKvBlock, shape_.kv_heads, shape_.head_dim});
+    const Numbers k(Dtype::kF64, {std::ssize(table_), kKvBlock, shape_.kv_heads, shape_.head_dim}),
+        v(Dtype::kF64, {std::ssize(table_), kKvBlock, shape_.kv_heads, shape_.head_dim});
     // Each row as a sequence's next one, whose earlier keys and values are in the pages.
     Batch batch;
     std::vector<int64_t> rows;
@@ -279,7 +281,8 @@ TEST_P(CudaAttentionTest, InvariantBf16HasTheSameBitsForAnySplit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaAttentionTest,
-                         testing::Values(ShapeOf(2, 4, 128), ShapeOf(1, 1, 128), ShapeOf(1, 5, 128), ShapeOf(1, 20, 128), ShapeOf(1, 1, 16), ShapeOf(3, 3, 32), ShapeOf(2, 2, 64), ShapeOf(1, 8, 96), ShapeOf(1, 2, 48), ShapeOf(2, 1, 80), ShapeOf(1, 3, 112), ShapeOf(1, 20, 32),
+                         testing::Values(ShapeOf(2, 4, 128), ShapeOf(1, 1, 128), ShapeOf(1, 5, 128), ShapeOf(1, 20, 128), ShapeOf(1, 1, 16), ShapeOf(3, 3, 32),
+                                         ShapeOf(2, 2, 64), ShapeOf(1, 8, 96), ShapeOf(1, 2, 48), ShapeOf(2, 1, 80), ShapeOf(1, 3, 112), ShapeOf(1, 20, 32),
                                          ShapeOf(2, 1, 8), ShapeOf(1, 3, 24), ShapeOf(2, 2, 40), ShapeOf(1, 2, 1), ShapeOf(1, 5, 67), ShapeOf(1, 2, 256)),
                          [](const auto& info) {
                            return std::to_string(info.param.heads) + "over" + std::to_string(info.param.kv_heads) + "of" + std::to_string(info.param.head_dim);
@@ -335,7 +338,7 @@ TEST(CudaLongAttentionTest, SingleTokensOfManySequences) {
     EXPECT_LE(Rms(once, reference), 2 * Rms(s.Naive(), reference)) << shape.heads << " heads, " << longest;
     ExpectSame(once, s.OnGpu(calls, true, false), "run again");
     ExpectSame(s.OnGpu({s.Whole()}, false, true), s.OnGpu(calls, true, true), "invariant");
-    }
+  }
 }
 
 }  // namespace

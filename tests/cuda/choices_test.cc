@@ -32,23 +32,27 @@ Told TextsOf(const Model& model, std::vector<Request> requests, bool all) {
 
 TEST(CudaChoicesTest, AsFromAllLogits) {
   if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
-  const std::vector<Sampling> samplings = {{},
-                                           {.temperature = 0.9, .top_k = 40, .seed = 1},
-                                           {.temperature = 1.5, .top_k = 1, .seed = 2},
-                                           {.temperature = 1.2, .top_k = 900, .top_p = 0.9, .seed = 3},
-                                           {.temperature = 0.7, .top_k = 5, .min_p = 0.1, .typical_p = 0.8, .seed = 4},
-                                           {.temperature = 0.8, .seed = 5},
-                                           {.logit_bias = {{3, 5.0}, {7, -std::numeric_limits<double>::infinity()}}, .temperature = 0.8, .top_k = 20, .seed = 6},
-                                           {.repetition_penalty = 1.3, .frequency_penalty = 0.5},
-                                           {.temperature = 2, .top_k = 5000, .seed = 7}};
+  const std::vector<Sampling> samplings = {
+      {},
+      {.temperature = 0.9, .top_k = 40, .seed = 1},
+      {.temperature = 1.5, .top_k = 1, .seed = 2},
+      {.temperature = 1.2, .top_k = 900, .top_p = 0.9, .seed = 3},
+      {.temperature = 0.7, .top_k = 5, .min_p = 0.1, .typical_p = 0.8, .seed = 4},
+      {.temperature = 0.8, .seed = 5},
+      {.logit_bias = {{3, 5.0}, {7, -std::numeric_limits<double>::infinity()}}, .temperature = 0.8, .top_k = 20, .seed = 6},
+      {.repetition_penalty = 1.3, .frequency_penalty = 0.5},
+      {.temperature = 2, .top_k = 5000, .seed = 7}};
   for (const int64_t vocab : {int64_t{777}, int64_t{3000}}) {
     Config config = TinyConfig(2, {1});
     config.vocab = vocab;
     const Model model = RandomModel(config, 1);
     std::vector<Request> mixed;
     for (size_t i = 0; i < samplings.size(); i++)
-      mixed.push_back({.prompt = std::vector<int32_t>(3 + 20 * i, static_cast<int32_t>(i)), .max_tokens = 20 + static_cast<int64_t>(3 * i), .completions = i % 3 == 1 ? 3 : 1,
-                       .sampling = samplings[i], .min_tokens = i % 2 ? 10 : 0});
+      mixed.push_back({.prompt = std::vector<int32_t>(3 + 20 * i, static_cast<int32_t>(i)),
+                       .max_tokens = 20 + static_cast<int64_t>(3 * i),
+                       .completions = i % 3 == 1 ? 3 : 1,
+                       .sampling = samplings[i],
+                       .min_tokens = i % 2 ? 10 : 0});
     EXPECT_EQ(TextsOf(model, mixed, false).tokens, TextsOf(model, mixed, true).tokens) << "mixed, " << vocab;
     for (const Request& request : vocab == 777 ? std::vector<Request>() : mixed)
       EXPECT_EQ(TextsOf(model, {request}, false).tokens, TextsOf(model, {request}, true).tokens) << "top_k " << request.sampling.top_k << " of " << vocab;

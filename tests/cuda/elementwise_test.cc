@@ -37,8 +37,10 @@ struct There {
     for (int64_t i = 0; i < wide.rows(); i++)
       for (int64_t j = 0; j < wide.cols(); j++) {
         const double x = doubles.doubles()[i * wide.cols() + j];
-        if (j < view.cols()) out.doubles()[i * view.cols() + j] = x;
-        else EXPECT_TRUE(std::isnan(x)) << "beside the matrix, row " << i;
+        if (j < view.cols())
+          out.doubles()[i * view.cols() + j] = x;
+        else
+          EXPECT_TRUE(std::isnan(x)) << "beside the matrix, row " << i;
       }
     return out;
   }
@@ -77,7 +79,8 @@ TEST(CudaElementwiseTest, SwiGlu) {
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16})
     for (const auto& [rows, columns] : kShapes) {
       Gpu gpu(dtype, size_t{256} << 20);
-      const Numbers both(dtype, {rows, 2 * columns}, [&, normal = draws.Normal(), wide = draws.Uniform(-120, 120)] { return draws.Int(0, 3) ? normal() : wide(); });
+      const Numbers both(dtype, {rows, 2 * columns},
+                         [&, normal = draws.Normal(), wide = draws.Uniform(-120, 120)] { return draws.Int(0, 3) ? normal() : wide(); });
       const Numbers input = both.Double();
       const auto check = [&](const Numbers& got) {
         for (int64_t i = 0; i < rows; i++)

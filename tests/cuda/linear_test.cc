@@ -27,8 +27,7 @@ class Poisoned {
     Gpu::Download(there_, host_);
     const std::vector<double> all = Doubles(host_);
     const int64_t wide = host_.tensor().cols();
-    for (size_t i = 0; i < all.size(); i++)
-      EXPECT_TRUE(static_cast<int64_t>(i) % wide < cols_ || std::isnan(all[i])) << "written past the row's end";
+    for (size_t i = 0; i < all.size(); i++) EXPECT_TRUE(static_cast<int64_t>(i) % wide < cols_ || std::isnan(all[i])) << "written past the row's end";
     return host_.tensor().Columns({0, cols_});
   }
 

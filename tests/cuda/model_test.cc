@@ -147,7 +147,8 @@ void ExpectCloseToDouble(const Config& config, const std::vector<int64_t>& piece
   }
   for (size_t row = 0; row < tokens.size(); row++) {
     const auto vocab = static_cast<size_t>(config.vocab);
-    const std::vector<double> a(ours.begin() + row * vocab, ours.begin() + (row + 1) * vocab), b(exact.begin() + row * vocab, exact.begin() + (row + 1) * vocab);
+    const std::vector<double> a(ours.begin() + row * vocab, ours.begin() + (row + 1) * vocab),
+        b(exact.begin() + row * vocab, exact.begin() + (row + 1) * vocab);
     ASSERT_LE(RmsError(a, b), 6 * naive) << "row " << row;  // a single row strays further than all on average
   }
   EXPECT_LE(RmsError(ours, exact), 2 * naive);
@@ -230,8 +231,9 @@ TEST_F(CudaModel, TheStateAfterManyTokens) {
       done += std::ssize(piece);
     }
     auto& image = images.emplace_back();
-    runner.pool().Save(sequence, sequence.position,
-                       [&](const void* data, size_t bytes) { image.insert(image.end(), static_cast<const char*>(data), static_cast<const char*>(data) + bytes); });
+    runner.pool().Save(sequence, sequence.position, [&](const void* data, size_t bytes) {
+      image.insert(image.end(), static_cast<const char*>(data), static_cast<const char*>(data) + bytes);
+    });
   }
   ASSERT_EQ(images[0].size(), images[1].size());
   const float *a = reinterpret_cast<const float*>(images[0].data()), *b = reinterpret_cast<const float*>(images[1].data());

@@ -91,7 +91,10 @@ TEST(CudaSamplingTest, TheLargestInOrder) {
         const Numbers logits(Dtype::kF32, {rows, vocab}, [&, normal = draws.Normal(5)] {
           at++;
           // Ascending: all of the largest at the end; equal: more candidates than shared memory has room for.
-          return kind == Kind::kNormal ? normal() : kind == Kind::kFew ? static_cast<double>(draws.Int(-3, 3)) : kind == Kind::kAscending ? static_cast<double>(at) : -0.0;
+          return kind == Kind::kNormal      ? normal()
+                 : kind == Kind::kFew       ? static_cast<double>(draws.Int(-3, 3))
+                 : kind == Kind::kAscending ? static_cast<double>(at)
+                                            : -0.0;
         });
         const Largest found = Top(gpu, logits, k);
         for (int64_t i = 0; i < rows; i++) {
@@ -131,7 +134,8 @@ TEST(CudaSamplingTest, TheSameChoice) {
     const Numbers logits(Dtype::kF32, {kRows, kVocab}, draws.Normal(3));
     const Largest found = Top(gpu, logits, k);
     for (int64_t i = 0; i < kRows; i++) {
-      Sampler sampler({.temperature = draws.Uniform(0.2, 3)(), .top_k = k, .top_p = i % 2 ? 0.8 : 1, .min_p = i % 3 ? 0 : 0.01, .typical_p = i % 5 ? 1 : 0.7, .seed = 7});
+      Sampler sampler(
+          {.temperature = draws.Uniform(0.2, 3)(), .top_k = k, .top_p = i % 2 ? 0.8 : 1, .min_p = i % 3 ? 0 : 0.01, .typical_p = i % 5 ? 1 : 0.7, .seed = 7});
       std::vector<std::pair<int32_t, float>> top;
       for (int64_t j = i * k; j < (i + 1) * k; j++) top.emplace_back(found.ids[static_cast<size_t>(j)], found.values[static_cast<size_t>(j)]);
       std::sort(top.begin(), top.end());

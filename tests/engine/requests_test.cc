@@ -22,7 +22,9 @@ namespace {
 
 using testing::HasSubstr;
 
-EngineOptions Options(int32_t sequences, int64_t context = 256) { return {.name = "m", .execution = {.threads = 2}, .context = context, .sequences = sequences}; }
+EngineOptions Options(int32_t sequences, int64_t context = 256) {
+  return {.name = "m", .execution = {.threads = 2}, .context = context, .sequences = sequences};
+}
 
 Request RandomRequest(Random& random, const Config& c, int64_t most_prompt, int64_t most_tokens) {
   Request request{.prompt = RandomTokens(random, Pick(random, 1, most_prompt), c), .max_tokens = Pick(random, 0, most_tokens), .ignore_eos = true};
@@ -252,8 +254,9 @@ TEST(Requests, Soak) {
   const double seconds = asked ? std::atof(asked) : 2;
   Random random(5);
   const Model model = RandomModel(TinyConfig(3, {1}), 1);
-  Engine engine(model, nullptr,
-                {.name = "m", .execution = {.threads = 3}, .context = 512, .sequences = 32, .kv_tokens = 8 * 1024, .roll_back = true, .snapshot_bytes = 1 << 20});
+  Engine engine(
+      model, nullptr,
+      {.name = "m", .execution = {.threads = 3}, .context = 512, .sequences = 32, .kv_tokens = 8 * 1024, .roll_back = true, .snapshot_bytes = 1 << 20});
   int64_t asked_for = 0, done = 0, wrong = 0, resident = 0;
   std::vector<RequestId> ids;
   const auto start = std::chrono::steady_clock::now();

@@ -66,8 +66,9 @@ TEST(Speed, ACallTakesTheLongerOfReadingAndArithmetic) {
 
 TEST(Speed, MeasuresEachRepetitionWithinItsPlan) {
   const Model model = RandomModel(TinyConfig(3, {1}), 1, Dtype::kBf16);
-  for (const SpeedTest& test : {SpeedTest{.batch = 3, .context = 70, .prompt = 200}, SpeedTest{.batch = 4, .generate = 70, .execution = {.threads = 2, .precise = false}},
-                                SpeedTest{.batch = 600, .context = 1, .generate = 1}, SpeedTest{.prompt = 1}}) {
+  for (const SpeedTest& test :
+       {SpeedTest{.batch = 3, .context = 70, .prompt = 200}, SpeedTest{.batch = 4, .generate = 70, .execution = {.threads = 2, .precise = false}},
+        SpeedTest{.batch = 600, .context = 1, .generate = 1}, SpeedTest{.prompt = 1}}) {
     int64_t last = -1;
     const auto result = MeasureSpeed(model, test, 2, [&](int64_t done) {
       EXPECT_GE(done, last);

@@ -28,8 +28,8 @@ TEST(Trials, NoBitDiffersAtAnySimdLevel) {
       for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
         const Model model = RandomModel(config, 1, dtype);
         int64_t calls = 0;
-        const TrialReport report =
-            RunTrials(model, {.trials = trials, .seed = 7, .execution = {.threads = 2}, .name = "m"}, [&](const TrialReport& r) { EXPECT_EQ(r.trials, ++calls); });
+        const TrialReport report = RunTrials(model, {.trials = trials, .seed = 7, .execution = {.threads = 2}, .name = "m"},
+                                             [&](const TrialReport& r) { EXPECT_EQ(r.trials, ++calls); });
         EXPECT_EQ(report.differing_bits, 0) << report.first;
         EXPECT_EQ(report.failed, 0);
         EXPECT_EQ(report.trials, trials);
@@ -60,7 +60,9 @@ void ForgetsTheInputs(Context& ctx, const Tensor& xbc, const Tensor& dt, const T
 
 TEST(Trials, FindWhatIsBroken) {
   const Model model = RandomModel(TinyConfig(2, {1}), 1);
-  const auto differing = [&](const OpTable& table) { return RunTrials(model, {.trials = 200, .execution = {.threads = 2}, .device = &table, .name = "m"}, kSilent); };
+  const auto differing = [&](const OpTable& table) {
+    return RunTrials(model, {.trials = 200, .execution = {.threads = 2}, .device = &table, .name = "m"}, kSilent);
+  };
   OpTable table = cpu::kTable;
   table.Linear = &DependsOnRows;
   EXPECT_GT(differing(table).failed, 100);

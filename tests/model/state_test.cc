@@ -9,8 +9,8 @@
 #include "model/bamba.h"
 #include "ops/cpu/simd.h"
 #include "tests/support/device.h"
-#include "tests/support/tested.h"
 #include "tests/support/random_model.h"
+#include "tests/support/tested.h"
 
 namespace bamba {
 namespace {

@@ -7,9 +7,9 @@
 
 #include "tests/support/bounds.h"
 #include "tests/support/device.h"
-#include "tests/support/tested.h"
 #include "tests/support/matrix.h"
 #include "tests/support/simd_levels.h"
+#include "tests/support/tested.h"
 
 namespace bamba {
 namespace {

@@ -6,9 +6,9 @@
 
 #include "tests/support/bounds.h"
 #include "tests/support/device.h"
-#include "tests/support/tested.h"
 #include "tests/support/numbers.h"
 #include "tests/support/simd_levels.h"
+#include "tests/support/tested.h"
 
 namespace bamba {
 namespace {

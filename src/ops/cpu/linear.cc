@@ -304,8 +304,7 @@ void LinearsFew(Context& ctx, const Tensor& x, std::span<const LinearWeight> mat
     int64_t first = 0, column = 0;  // of a matrix: block and output
     for (const LinearWeight& w : matrices) {
       const int64_t outputs = w.weight.rows(), count = CeilDiv(outputs, kFewOutputs), from = std::max(begin, first), to = std::min(end, first + count);
-      if (from < to)
-        StreamWeights<W>(x, w, y.Columns({column, outputs}), (from - first) * kFewOutputs, std::min((to - first) * kFewOutputs, outputs));
+      if (from < to) StreamWeights<W>(x, w, y.Columns({column, outputs}), (from - first) * kFewOutputs, std::min((to - first) * kFewOutputs, outputs));
       first += count, column += outputs;
     }
   });

@@ -19,9 +19,9 @@ namespace {
 constexpr int64_t kTile = 16, kStep = 32, kTwoTiles = 2 * kTile;  // rows or columns of a tile; inputs of an instruction
 constexpr int64_t kTileFloats = kTile * kTile;
 
-// What one thread multiplies at a time, by parts of the inputs: a part of W is copied by tiles for kTwoTiles outputs, then multiplied with the rows of x, while the
-// next ones are fetched; all of it and the sums stay in the second level cache. Where it is mapped, W's rows lie a multiple of 4 KB apart, and a tile of it would
-// fall into one set of the first level cache.
+// What one thread multiplies at a time, by parts of the inputs: a part of W is copied by tiles for kTwoTiles outputs, then multiplied with the rows of x, while
+// the next ones are fetched; all of it and the sums stay in the second level cache. Where it is mapped, W's rows lie a multiple of 4 KB apart, and a tile of it
+// would fall into one set of the first level cache.
 constexpr int64_t kPartSteps = 32, kPieceRows = 256, kPieceOutputs = 128;
 
 // Where all of x is two tiles, W comes from memory and is used once: short parts, each line asking for the one so many parts further on.

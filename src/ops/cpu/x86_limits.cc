@@ -54,7 +54,7 @@ template <bool kInt8>
 __attribute__((target("amx-tile,amx-int8,amx-bf16"))) double Tiles(int64_t rounds) {
   const TileConfig config;
   alignas(64) uint8_t operand[16 * 64];
-  std::memset(operand, 0x3e, sizeof operand);  // 0x3e3e is 0.19 in bf16
+  std::memset(operand, 0x3e, sizeof operand);                  // 0x3e3e is 0.19 in bf16
   asm volatile("" : : "r"(&config), "r"(operand) : "memory");  // g++ 12 doesn't know that the instructions read what lies there, and would leave it unwritten
   _tile_loadconfig(&config);
   _tile_zero(0);

@@ -120,13 +120,15 @@ __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint
 
 // Where the n-th tile lies: rows by rows within bands of kBand tiles, so that what the blocks read at a time stays in the cache.
 struct Grid {
-  static constexpr int kBand = 12;
   int row_tiles, output_tiles;
   __host__ __device__ int count() const { return row_tiles * output_tiles; }
-  __host__ __device__ void Place(int n, int* row, int* output) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __device__ void Place(int n, int* row, int* output) const {
+    constexpr int kBand = 12;
     const int first = n / (kBand * output_tiles) * kBand, in_band = n % (kBand * output_tiles), height = kBand < row_tiles - first ? kBand : row_tiles - first;
     *row = first + in_band % height, *output = in_band / height;
   }
+#endif
 };
 
 template <int kConsumers, int kRows>
