@@ -6,8 +6,9 @@ namespace bamba::cuda {
 namespace {
 
 // Where there is Hopper's kernel, measured on an H200: it is the fastest for up to kHopperRows rows where its tiles of 64 outputs keep all multiprocessors busy,
-// which takes more than kFewOutputs outputs for each. For fewer outputs it's the skinny kernel up to kSkinnyRowsOnHopper, which is ahead of cuBLASLt up to kFastSkinnyRows.
-constexpr int64_t kHopperRows = 64, kFewOutputs = 48, kSkinnyRowsOnHopper = 16, kFastSkinnyRows = 8;
+// which takes more than kFewOutputs outputs for each. For fewer outputs it's the skinny kernel up to kSkinnyRowsOnHopper; cuBLASLt, where it may be used, from
+// kFastSkinnyRows on: alone both take as long for 8 rows, but in a model's step, where x is another one each time, the skinny kernel needs 1.8 ms more for all layers.
+constexpr int64_t kHopperRows = 64, kFewOutputs = 48, kSkinnyRowsOnHopper = 16, kFastSkinnyRows = 4;
 // Whether Hopper's two kinds of tensor instructions round the sum of 16 products and the accumulator alike, so that a row may be one's or the other's. Nothing
 // documents it; tests/cuda/linear_test.cc tries it. If not, invariant products go without wgmma.
 constexpr bool kWgmmaAddsLikeMma = true;
