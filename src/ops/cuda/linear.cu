@@ -5,9 +5,10 @@
 namespace bamba::cuda {
 namespace {
 
-// Where there is Hopper's kernel, measured on an H200: it is the fastest for up to kHopperRows rows where its tiles of 64 outputs keep all multiprocessors busy,
-// which takes more than kFewOutputs outputs for each. For fewer outputs it's the skinny kernel up to kSkinnyRowsOnHopper; cuBLASLt, where it may be used, from
-// kFastSkinnyRows on: alone both take as long for 8 rows, but in a model's step, where x is another one each time, the skinny kernel needs 1.8 ms more for all layers.
+// Where there is Hopper's kernel, measured on an H200: it is the fastest for up to kHopperRows rows where its tiles of 64 outputs keep all multiprocessors
+// busy, which takes more than kFewOutputs outputs for each. For fewer outputs it's the skinny kernel up to kSkinnyRowsOnHopper; cuBLASLt, where it may be used,
+// from kFastSkinnyRows on: alone both take as long for 8 rows, but in a model's step, where x is another one each time, the skinny kernel needs 1.8 ms more for
+// all layers.
 constexpr int64_t kHopperRows = 64, kFewOutputs = 48, kSkinnyRowsOnHopper = 16, kFastSkinnyRows = 4;
 // Whether Hopper's two kinds of tensor instructions round the sum of 16 products and the accumulator alike, so that a row may be one's or the other's. Nothing
 // documents it; tests/cuda/linear_test.cc tries it. If not, invariant products go without wgmma.
@@ -22,7 +23,8 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
   const bool hopper = HasHopperProduct(state) && (kWgmmaAddsLikeMma || !ctx.invariant);
   const bool few_outputs = p.out <= kFewOutputs * state.sms();
-  const int64_t skinny = !hopper ? kSkinnyRows : few_outputs ? kSkinnyRowsOnHopper : 0, own = !hopper ? kSkinnyRows : few_outputs ? kFastSkinnyRows : kHopperRows;
+  const int64_t skinny = !hopper ? kSkinnyRows : few_outputs ? kSkinnyRowsOnHopper : 0;
+  const int64_t own = !hopper ? kSkinnyRows : few_outputs ? kFastSkinnyRows : kHopperRows;
   if (p.rows > own && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
   if (p.rows <= skinny) return SkinnyProduct(state, p, hopper);
   hopper ? HopperProduct(state, p) : TiledProduct(state, p);
