@@ -21,17 +21,28 @@ struct Product {
 void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
 
 // bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
-// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, and
-// `natural` Skinny with Hopper, have the same bits for any number of rows.
+// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, `natural`
+// Skinny with Hopper, and Halves with Hopper have the same bits for any number of rows.
 inline constexpr int64_t kPiece = 256;
-inline constexpr int64_t kSkinnyRows = 64;                             // at most
-void SkinnyProduct(State& state, const Product& p, bool natural);      // at the speed of reading the weights
-void TiledProduct(State& state, const Product& p);                     // for many rows
-void HopperProduct(State& state, const Product& p);                    // for many rows, where HasHopperProduct
+inline constexpr int64_t kSkinnyRows = 64;                         // at most
+void SkinnyProduct(State& state, const Product& p, bool natural);  // at the speed of reading the weights
+void TiledProduct(State& state, const Product& p);                 // for many rows
 bool HasHopperProduct(const State& state);
+void HopperProduct(State& state, const Product& p);  // for many rows, where HasHopperProduct
+inline constexpr int64_t kHalvesRows = 64;           // at most
+void HalvesProduct(State& state, const Product& p);  // at the speed of reading the weights, where FirstHalf is less than all
+
+// With Hopper's instructions, an element of a long product with few outputs is the sum of two such sums, over the first so many inputs and over the rest, since
+// two multiprocessors share its tile when there are few rows. All inputs elsewhere.
+inline int64_t FirstHalf(const State& state, const Product& p) {
+  const int64_t pieces = DivideUp(p.in, kPiece);
+  return HasHopperProduct(state) && p.out <= 32 * state.sms() && pieces >= 8 ? pieces / 2 * kPiece : p.in;
+}
 
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.
 bool CublasProduct(State& state, const Product& p);
+// Opens the library, which takes a tenth of a second and more: for a thread that has the time. Else the first product that wants it does.
+void OpenCublas();
 
 inline bool VectorsFit(const Product& p) {
   const auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.w);

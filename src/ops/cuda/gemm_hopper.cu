@@ -1,15 +1,11 @@
-#include <cuda.h>
-
 #include <algorithm>
 
-#include "ops/cuda/gemm.cuh"
+#include "ops/cuda/gemm_hopper.cuh"
 
-// Hopper's own instructions for many rows: bulk copies (TMA) into swizzled shared memory by one thread, warpgroup products (wgmma) from there by one or two
-// warpgroups.
+// Products of many rows by Hopper's own instructions: one thread copies, one or two warpgroups multiply.
 namespace bamba::cuda {
 namespace {
 
-constexpr int kStageInputs = 64;
 [[maybe_unused]] constexpr int kPieceStages = static_cast<int>(kPiece) / kStageInputs;
 
 // A tile of 64·kConsumers outputs by kRows rows.
@@ -17,106 +13,9 @@ template <int kConsumers, int kRows>
 struct Tiles {
   static constexpr int kThreads = (kConsumers + 1) * 128, kOutputs = 64 * kConsumers;
   static constexpr int kWeights = kOutputs * kStageInputs * 2, kX = kRows * kStageInputs * 2, kStage = kWeights + kX;
-  static constexpr int kResultPitch = 16 + 4, kResult = 32 * kResultPitch * 4;  // a warp's 16 outputs by 32 rows on their way out
   static constexpr int kStages = std::min(kRows > 16 ? 8 : 16, 200 * 1024 / kStage);
-  static constexpr int kShared = kStages * kStage + kConsumers * 4 * kResult + 1024;  // stages are aligned to 1024 bytes within it
+  static constexpr int kShared = kStages * kStage + kConsumers * 4 * kResultBytes<kRows> + 1024;  // stages are aligned to 1024 bytes within it
 };
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra over;\n"
-      "bra again;\n"
-      "over:\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-// A box of the matrix behind `map`, from input k and row `row` on.
-__device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
-               "r"(SharedAddress(barrier)), "r"(k), "r"(row)
-               : "memory");
-}
-
-// Rows of 128 bytes in groups of eight, 1024 bytes each, swizzled over 128 bytes.
-__device__ __forceinline__ uint64_t Describe(const void* p) {
-  return (SharedAddress(p) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-
-// d = a bᵀ, or d += a bᵀ where `add`: 16 inputs of 64 outputs (a) and kRows rows (b).
-template <int kRows>
-__device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint64_t b, int add) {
-#define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define BAMBA_D32(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12), BAMBA_D4(i + 16), BAMBA_D4(i + 20), BAMBA_D4(i + 24), BAMBA_D4(i + 28)
-  if constexpr (kRows == 8) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D4(0)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 16) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D4(0), BAMBA_D4(4)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 32) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D4(0), BAMBA_D4(4), BAMBA_D4(8), BAMBA_D4(12)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 64) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 128) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0), BAMBA_D32(32)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 192) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-        "}, %96, %97, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64)
-        : "l"(a), "l"(b), "r"(add));
-  }
-#undef BAMBA_D32
-#undef BAMBA_D4
-}
-#endif
 
 // Where the n-th tile lies: rows by rows within bands of kBand tiles, so that what the blocks read at a time stays in the cache.
 struct Grid {
@@ -131,9 +30,10 @@ struct Grid {
 #endif
 };
 
+// half: stages of the first half (FirstHalf). first_halves: [block][kConsumers][kRows / 8][128] of four sums.
 template <int kConsumers, int kRows>
 __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1)
-    HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, const Grid grid) {
+    HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, const Grid grid, int half, float4* first_halves) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = Tiles<kConsumers, kRows>;
   constexpr int kOutputs = T::kOutputs;
@@ -190,12 +90,18 @@ __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1)
     const auto release = [&](int stage) {
       if (lane == 0) BarrierArrive(&empty[stage % T::kStages]);
     };
-    float* const result = reinterpret_cast<float*>(stages + T::kStages * T::kStage + (consumer * 4 + warp) * T::kResult);  // [row][output]
-    const bool vectors = (reinterpret_cast<uintptr_t>(p.y) % 16 | p.y_stride % 8) == 0;
+    float* const result = reinterpret_cast<float*>(stages + T::kStages * T::kStage + (consumer * 4 + warp) * kResultBytes<kRows>);  // [row][output]
     int stage = 0;
     for (int tile = first_tile; tile < grid.count(); tile += step) {
       float total[kRows / 2] = {}, sum[kRows / 2] = {};
+      float4* const saved = first_halves + (static_cast<int64_t>(blockIdx.x) * kConsumers + consumer) * (kRows / 8 * 128) + threadIdx.x % 128;
       for (int first = 0; first < count; first += kPieceStages) {
+        if (first == half) {
+#pragma unroll
+          for (int i = 0; i < kRows / 2; i += 4) saved[i / 4 * 128] = {total[i], total[i + 1], total[i + 2], total[i + 3]};
+#pragma unroll
+          for (int i = 0; i < kRows / 2; i++) total[i] = 0;
+        }
         const int end = min(first + kPieceStages, count);
         for (int s = first; s < end; s++, stage++) {
           const int slot = stage % T::kStages;
@@ -214,50 +120,16 @@ __global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1)
 #pragma unroll
         for (int i = 0; i < kRows / 2; i++) total[i] += sum[i];
       }
+      if (half < count)
+#pragma unroll
+        for (int i = 0; i < kRows / 2; i += 4) {
+          const float4 v = saved[i / 4 * 128];
+          total[i] += v.x, total[i + 1] += v.y, total[i + 2] += v.z, total[i + 3] += v.w;
+        }
 
-      // Through shared memory, 32 rows at a time, so that a row's outputs are written side by side.
       int row, output;
       grid.Place(tile, &row, &output);
-      row *= kRows, output = output * kOutputs + consumer * 64 + warp * 16;
-#pragma unroll
-      for (int chunk = 0; chunk < (kRows + 31) / 32; chunk++) {
-        constexpr int kChunkRows = std::min(kRows, 32);
-#pragma unroll
-        for (int i = 0; i < kChunkRows / 2; i++)
-          result[(i / 4 * 8 + lane % 4 * 2 + i % 2) * T::kResultPitch + lane / 4 + i % 4 / 2 * 8] = total[chunk * 16 + i];
-        __syncwarp();
-        if (vectors && output + 16 <= p.out) {
-          const int lanes = p.wide ? 4 : 2;  // of a row, 16 bytes each
-          for (int r = lane / lanes; r < kChunkRows; r += 32 / lanes) {
-            const int64_t at_row = row + chunk * 32 + r;
-            if (at_row >= p.rows) continue;
-            const int o = lane % lanes * (16 / lanes);
-            const float4* const from = reinterpret_cast<const float4*>(result + r * T::kResultPitch + o);
-            const float* const bias = p.bias ? p.bias + output + o : nullptr;
-            float4 v = from[0];
-            if (bias) v.x += bias[0], v.y += bias[1], v.z += bias[2], v.w += bias[3];
-            if (p.wide) {
-              *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at_row * p.y_stride + output + o) = v;
-            } else {
-              float4 w = from[1];
-              if (bias) w.x += bias[4], w.y += bias[5], w.z += bias[6], w.w += bias[7];
-              union {
-                __nv_bfloat162 pairs[4];
-                uint4 bits;
-              } packed;
-              packed.pairs[0] = __floats2bfloat162_rn(v.x, v.y), packed.pairs[1] = __floats2bfloat162_rn(v.z, v.w);
-              packed.pairs[2] = __floats2bfloat162_rn(w.x, w.y), packed.pairs[3] = __floats2bfloat162_rn(w.z, w.w);
-              *reinterpret_cast<uint4*>(static_cast<bf16*>(p.y) + at_row * p.y_stride + output + o) = packed.bits;
-            }
-          }
-        } else {
-          for (int e = lane; e < kChunkRows * 16; e += 32) {
-            const int64_t at_row = row + chunk * 32 + e / 16;
-            if (at_row < p.rows && output + e % 16 < p.out) StoreResult(p, at_row, output + e % 16, result[e / 16 * T::kResultPitch + e % 16]);
-          }
-        }
-        __syncwarp();
-      }
+      StoreSums<kRows>(p, total, result, row * kRows, output * kOutputs + consumer * 64 + warp * 16);
     }
   }
 #endif
@@ -274,24 +146,25 @@ Encode Encoder() {
   return encode;
 }
 
-// Boxes of `box` rows by a stage's inputs; what lies outside of the matrix is 0.
-bool Map(CUtensorMap& map, const void* data, int64_t rows, int64_t in, int64_t stride, int box) {
-  const cuuint64_t size[] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)}, pitch[] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t boxes[] = {kStageInputs, static_cast<cuuint32_t>(box)}, steps[] = {1, 1};
-  return Encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), size, pitch, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                   CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 template <int kConsumers, int kRows>
 void Run(State& state, const Product& p) {
   using T = Tiles<kConsumers, kRows>;
-  CUtensorMap weights, x;
-  CHECK(Map(weights, p.w, p.out, p.in, p.in, T::kOutputs) && Map(x, p.x, p.rows, p.in, p.x_stride, kRows));
+  const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, T::kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows);
   const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, T::kOutputs))};
-  Launch(state, HopperKernel<kConsumers, kRows>, static_cast<unsigned>(std::min(grid.count(), state.sms())), T::kThreads, T::kShared, weights, x, p, grid);
+  Launch(state, HopperKernel<kConsumers, kRows>, static_cast<unsigned>(std::min(grid.count(), state.sms())), T::kThreads, T::kShared, weights, x, p, grid,
+         static_cast<int>(DivideUp(FirstHalf(state, p), kStageInputs)), reinterpret_cast<float4*>(state.scratch()));
 }
 
 }  // namespace
+
+CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, int box) {
+  const cuuint64_t size[] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)}, pitch[] = {static_cast<cuuint64_t>(stride) * 2};
+  const cuuint32_t boxes[] = {kStageInputs, static_cast<cuuint32_t>(box)}, steps[] = {1, 1};
+  CUtensorMap map;
+  CHECK(Encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), size, pitch, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
+  return map;
+}
 
 bool HasHopperProduct(const State& state) { return state.hopper() && Encoder() != nullptr; }
 

@@ -5,11 +5,11 @@
 namespace bamba::cuda {
 namespace {
 
-// Where there is Hopper's kernel, measured on an H200: it is the fastest for up to kHopperRows rows where its tiles of 64 outputs keep all multiprocessors
-// busy, which takes more than kFewOutputs outputs for each. For fewer outputs it's the skinny kernel up to kSkinnyRowsOnHopper; cuBLASLt, where it may be used,
-// from kFastSkinnyRows on: alone both take as long for 8 rows, but in a model's step, where x is another one each time, the skinny kernel needs 1.8 ms more for
-// all layers.
-constexpr int64_t kHopperRows = 64, kFewOutputs = 48, kSkinnyRowsOnHopper = 16, kFastSkinnyRows = 4;
+// Measured on H100 and H200. With Hopper's instructions, of few rows: two blocks share a tile where FirstHalf says so; else the skinny kernel is as fast as any
+// for fewer than kFewOutputs outputs for each multiprocessor, which leave some of them without a tile of 64, and up to kSkinnyRowsOnHopper rows; the rest is
+// Hopper's kernel. Past kHopperRows cuBLASLt, where it may be used.
+constexpr int64_t kHopperRows = 64, kFewOutputs = 48, kSkinnyRowsOnHopper = 16;
+static_assert(kHopperRows <= kHalvesRows);
 // Whether Hopper's two kinds of tensor instructions round the sum of 16 products and the accumulator alike, so that a row may be one's or the other's. Nothing
 // documents it; tests/cuda/linear_test.cc tries it. If not, invariant products go without wgmma.
 constexpr bool kWgmmaAddsLikeMma = true;
@@ -23,9 +23,9 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
   const bool hopper = HasHopperProduct(state) && (kWgmmaAddsLikeMma || !ctx.invariant);
   const bool few_outputs = p.out <= kFewOutputs * state.sms();
-  const int64_t skinny = !hopper ? kSkinnyRows : few_outputs ? kSkinnyRowsOnHopper : 0;
-  const int64_t own = !hopper ? kSkinnyRows : few_outputs ? kFastSkinnyRows : kHopperRows;
+  const int64_t skinny = !hopper ? kSkinnyRows : few_outputs ? kSkinnyRowsOnHopper : 0, own = hopper ? kHopperRows : kSkinnyRows;
   if (p.rows > own && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
+  if (hopper && p.rows <= kHopperRows && FirstHalf(state, p) < p.in) return HalvesProduct(state, p);
   if (p.rows <= skinny) return SkinnyProduct(state, p, hopper);
   hopper ? HopperProduct(state, p) : TiledProduct(state, p);
 }

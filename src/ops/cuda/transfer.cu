@@ -1,18 +1,21 @@
 #include <atomic>
-#include <exception>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
 
 #include "base/mapped_file.h"
-#include "ops/cuda/state.cuh"
+#include "ops/cuda/gemm.cuh"
 
 // What fills the device's memory, and how fast it can be read.
 namespace bamba::cuda {
 namespace {
 
 // Copies are cut in pieces of this size: large enough for the bus, and small, since pinning memory takes a millisecond for each of its megabytes.
-constexpr size_t kPiece = size_t{2} << 20;
+constexpr size_t kUploadPiece = size_t{2} << 20;
+
+// An upload of so many bytes takes longer than opening cuBLASLt.
+constexpr size_t kLongUpload = size_t{8} << 30;
 
 // A thread's way to the device: two pinned buffers, so that it fills one while the other is on its way.
 class Lane {
@@ -21,7 +24,7 @@ class Lane {
     BAMBA_CUDA(cudaSetDevice(device));
     BAMBA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     for (int i = 0; i < 2; i++) {
-      BAMBA_CUDA(cudaMallocHost(&pinned_[i], kPiece));
+      BAMBA_CUDA(cudaMallocHost(&pinned_[i], kUploadPiece));
       BAMBA_CUDA(cudaEventCreateWithFlags(&sent_[i], cudaEventDisableTiming));
     }
   }
@@ -86,13 +89,13 @@ void State::UploadAll(std::span<const Transfer> transfers, const std::function<v
   };
   std::vector<Piece> pieces;
   for (const Transfer& t : transfers)
-    for (size_t at = 0; at < t.bytes; at += kPiece)
-      pieces.push_back({static_cast<char*>(t.to) + at, static_cast<const char*>(t.from) + at, std::min(kPiece, t.bytes - at)});
+    for (size_t at = 0; at < t.bytes; at += kUploadPiece)
+      pieces.push_back({static_cast<char*>(t.to) + at, static_cast<const char*>(t.from) + at, std::min(kUploadPiece, t.bytes - at)});
   Wait();  // for what else is done to that memory
   // More threads than it takes to fill the bus gain nothing, and for a small model their pinned memory takes longer than the copies.
   size_t bytes = 0;
   for (const Piece& piece : pieces) bytes += piece.bytes;
-  const size_t most = std::min<size_t>({std::max(1u, std::thread::hardware_concurrency()), 12, bytes / (64 * kPiece) + 1, pieces.size()});
+  const size_t most = std::min<size_t>({std::max(1u, std::thread::hardware_concurrency()), 12, bytes / (64 * kUploadPiece) + 1, pieces.size()});
   std::atomic<size_t> next = 0;
   std::atomic<int64_t> done = 0;
   const auto work = [&](bool reports) {
@@ -105,6 +108,11 @@ void State::UploadAll(std::span<const Transfer> transfers, const std::function<v
   };
   std::vector<std::thread> others;
   for (size_t i = 1; i < most; i++) others.emplace_back(work, false);
+  if (bytes >= kLongUpload)
+    others.emplace_back([this] {
+      BAMBA_CUDA(cudaSetDevice(device_));
+      OpenCublas();
+    });
   if (most > 0) work(true);
   for (std::thread& other : others) other.join();
 }

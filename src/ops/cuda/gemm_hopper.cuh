@@ -1,0 +1,187 @@
+#pragma once
+
+#include <cuda.h>
+
+#include <algorithm>
+
+#include "ops/cuda/gemm.cuh"
+
+// Hopper's own instructions, for products: bulk copies (TMA) into swizzled shared memory by one thread, warpgroup products (wgmma) from there.
+namespace bamba::cuda {
+
+inline constexpr int kStageInputs = 64;  // of a box: rows of 128 bytes
+
+// The map of a matrix in boxes of `box` rows by a stage's inputs; what lies outside of the matrix is 0.
+CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, int box);
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+// The same where another block of the cluster arrives.
+__device__ __forceinline__ void BarrierWaitCluster(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+// A box of the matrix behind `map`, from input k and row `row` on.
+__device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
+               "r"(SharedAddress(barrier)), "r"(k), "r"(row)
+               : "memory");
+}
+
+// The same of weights, which no one reads again soon.
+__device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+                   SharedAddress(to)),
+               "l"(map), "r"(SharedAddress(barrier)), "r"(k), "r"(row), "l"(policy)
+               : "memory");
+}
+
+// Rows of 128 bytes in groups of eight, 1024 bytes each, swizzled over 128 bytes.
+__device__ __forceinline__ uint64_t Describe(const void* p) {
+  return (SharedAddress(p) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// d = a bᵀ, or d += a bᵀ where `add`: 16 inputs of 64 outputs (a) and kRows rows (b).
+template <int kRows>
+__device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint64_t b, int add) {
+#define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define BAMBA_D32(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12), BAMBA_D4(i + 16), BAMBA_D4(i + 20), BAMBA_D4(i + 24), BAMBA_D4(i + 28)
+  if constexpr (kRows == 8) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D4(0)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 16) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D4(0), BAMBA_D4(4)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 32) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D4(0), BAMBA_D4(4), BAMBA_D4(8), BAMBA_D4(12)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 64) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D32(0)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 128) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D32(0), BAMBA_D32(32)
+        : "l"(a), "l"(b), "r"(add));
+  } else if constexpr (kRows == 192) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+        "}, %96, %97, p, 1, 1, 0, 0;\n}\n"
+        : BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64)
+        : "l"(a), "l"(b), "r"(add));
+  }
+#undef BAMBA_D32
+#undef BAMBA_D4
+}
+#endif
+
+// A warp's sums, 16 outputs from `output` on by kRows rows from `row` on as wgmma leaves them, to y. Through `result` in shared memory, 32 rows at a time, so
+// that a row's outputs are written side by side.
+inline constexpr int kResultPitch = 16 + 4;  // numbers
+template <int kRows>
+inline constexpr int kResultBytes = std::min(kRows, 32) * kResultPitch * 4;
+template <int kRows>
+__device__ __forceinline__ void StoreSums(const Product& p, const float (&total)[kRows / 2], float* result, int row, int output) {
+  constexpr int kChunkRows = std::min(kRows, 32);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool vectors = (reinterpret_cast<uintptr_t>(p.y) % 16 | p.y_stride % 8) == 0;
+#pragma unroll
+  for (int chunk = 0; chunk < (kRows + 31) / 32; chunk++) {
+#pragma unroll
+    for (int i = 0; i < kChunkRows / 2; i++)
+      result[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kResultPitch + lane / 4 + i % 4 / 2 * 8] = total[chunk * 16 + i];
+    __syncwarp();
+    if (vectors && output + 16 <= p.out) {
+      const int lanes = p.wide ? 4 : 2;  // of a row, 16 bytes each
+      for (int r = lane / lanes; r < kChunkRows; r += 32 / lanes) {
+        const int64_t at_row = row + chunk * 32 + r;
+        if (at_row >= p.rows) continue;
+        const int o = lane % lanes * (16 / lanes);
+        const float4* const from = reinterpret_cast<const float4*>(result + r * kResultPitch + o);
+        const float* const bias = p.bias ? p.bias + output + o : nullptr;
+        float4 v = from[0];
+        if (bias) v.x += bias[0], v.y += bias[1], v.z += bias[2], v.w += bias[3];
+        if (p.wide) {
+          *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at_row * p.y_stride + output + o) = v;
+        } else {
+          float4 w = from[1];
+          if (bias) w.x += bias[4], w.y += bias[5], w.z += bias[6], w.w += bias[7];
+          union {
+            __nv_bfloat162 pairs[4];
+            uint4 bits;
+          } packed;
+          packed.pairs[0] = __floats2bfloat162_rn(v.x, v.y), packed.pairs[1] = __floats2bfloat162_rn(v.z, v.w);
+          packed.pairs[2] = __floats2bfloat162_rn(w.x, w.y), packed.pairs[3] = __floats2bfloat162_rn(w.z, w.w);
+          *reinterpret_cast<uint4*>(static_cast<bf16*>(p.y) + at_row * p.y_stride + output + o) = packed.bits;
+        }
+      }
+    } else {
+      for (int e = lane; e < kChunkRows * 16; e += 32) {
+        const int64_t at_row = row + chunk * 32 + e / 16;
+        if (at_row < p.rows && output + e % 16 < p.out) StoreResult(p, at_row, output + e % 16, result[e / 16 * kResultPitch + e % 16]);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+}  // namespace bamba::cuda
