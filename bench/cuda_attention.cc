@@ -141,10 +141,8 @@ class Bench {
     batch.tokens.assign(static_cast<size_t>(rows), 0);
     batch.sequences = {{.rows = rows, .position = 1000, .slot = 0}};
     ops::Begin(ctx_, batch);
-    const RopeShape q = {.heads = 32, .head_dim = 128, .dims = 64}, k = {.heads = 8, .head_dim = 128, .dims = 64};
-    Print(fmt::format("Rope of q and k, {} rows", rows), ReplayedSeconds([&](int) {
-            ops::Rope(ctx_, x.Columns({0, kQ}), q, batch), ops::Rope(ctx_, x.Columns({kQ, kKv}), k, batch);
-          }),
+    const RopeShape shape = {.heads = 40, .head_dim = 128, .dims = 64};
+    Print(fmt::format("Rope of q and k, {} rows", rows), ReplayedSeconds([&](int) { ops::Rope(ctx_, x.Columns({0, kQ + kKv}), shape, batch); }),
           static_cast<double>(rows) * 40 * 64 * 2 * 2, 0);
   }
   void ArgMaxOf(int64_t rows) {

@@ -53,11 +53,13 @@ struct Config {
   Range dt() const { return {inner() + conv_dim(), mamba_heads}; }
   Range q() const { return {0, heads * head_dim}; }  // columns of attention's projections: q | k | v
   Range k() const { return {q().end(), kv_heads * head_dim}; }
+  Range qk() const { return {0, k().end()}; }
   Range v() const { return {k().end(), kv_heads * head_dim}; }
   int64_t qkv_rows() const { return v().end(); }
   SsdShape ssd() const { return {mamba_heads, mamba_head_dim, mamba_state, mamba_groups, dt_min, dt_max}; }
   AttentionShape attention() const;
   RopeShape rope_q() const { return {heads, head_dim, rope_dims, rope_theta}; }
+  RopeShape rope_qk() const { return {heads + kv_heads, head_dim, rope_dims, rope_theta}; }
   RopeShape rope_k() const { return {kv_heads, head_dim, rope_dims, rope_theta}; }
   int64_t Count(BlockKind kind) const;
   int64_t layers() const;  // pairs of mixer and MLP

@@ -21,8 +21,7 @@ void AttentionMixer(Context& ctx, const Config& c, const Attention& w, const Bat
   Tensor qkv = ctx.Temp({batch.rows(), c.qkv_rows()}), mix = ctx.Temp({batch.rows(), c.heads * c.head_dim});
   Tensor q = qkv.Columns(c.q()), k = qkv.Columns(c.k()), v = qkv.Columns(c.v());
   ops::Linears(ctx, u, {w.q, w.k, w.v}, qkv);
-  ops::Rope(ctx, q, c.rope_q(), batch);
-  ops::Rope(ctx, k, c.rope_k(), batch);
+  ops::Rope(ctx, qkv.Columns(c.qk()), c.rope_qk(), batch);
   ops::Attention(ctx, q, k, v, c.attention(), batch, kv, mix);
   ops::Linear(ctx, mix, w.o, y);
   if (saved) saved->q = q, saved->k = k, saved->v = v, saved->mix = mix;

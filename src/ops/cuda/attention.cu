@@ -192,7 +192,7 @@ void Attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, 
     o.q = ViewOf<const T>(q), o.k = ViewOf<const T>(k), o.v = ViewOf<const T>(v), o.y = ViewOf<T>(y);
     if (kv.k) {
       o.k_pages = static_cast<T*>(kv.k.data()), o.v_pages = static_cast<T*>(kv.v.data());
-      o.k_page = kv.k.stride(0), o.v_page = kv.v.stride(0), o.k_key = kv.k.stride(1), o.v_key = kv.v.stride(1), o.pages = kv.k.shape(0);
+      o.k_page = kv.k.stride(0), o.v_page = kv.v.stride(0), o.k_key = kv.k.stride(1), o.v_key = kv.v.stride(1);
     }
     o.batch = state.batch(), o.counters = state.counters();
     o.heads = static_cast<int>(shape.heads), o.kv_heads = static_cast<int>(shape.kv_heads), o.head_dim = static_cast<int>(shape.head_dim);

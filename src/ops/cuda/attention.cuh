@@ -12,7 +12,6 @@ struct AttentionOperands {
   T *k_pages, *v_pages;
   int64_t k_page, v_page;  // numbers from page to page
   int64_t k_key, v_key;    // and from key to key in a page
-  int64_t pages;           // that there are
   MatrixView<T> y;
   DeviceBatch batch;
   int32_t* counters;  // see State

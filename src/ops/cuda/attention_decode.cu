@@ -5,8 +5,8 @@
 // Attention of sequences of one row, heads of 128 and at most 8 query heads to a key head, with bf16 matrix products.
 //
 // DecodeKernel lives from bandwidth: keys and values go from memory to registers in the order in which the products take them, so a warp has little else to do
-// than to read. InvariantDecodeAttention gives the bits of attention_flash.cu: scores and then, in the same chain of blocks of keys, values; what is spread over
-// the multiprocessors is what the chain doesn't order, keys for the scores and columns for the values.
+// than to read. InvariantDecodeKernel gives the bits of attention_flash.cu: the same products in the same chain of blocks of keys; what is spread over warps is
+// what the chain doesn't order, keys for the scores and columns for the values.
 //
 // The batch, its page tables and the pages but for the newest keys are older than the step: a copy to the device lies between whatever wrote them and its first
 // kernel. So they are read before WaitForPrevious.
@@ -29,7 +29,6 @@ struct DecodePlan {
   int least;           // pages of a split
   float* partial_out;  // [sequences, heads, splits, kDim]
   float2* partial;     // [sequences, heads, splits] largest score, times to_log2, and sum
-  float* scores;       // [sequences + pages, kv_heads, group, kKeys]
 };
 
 __device__ __forceinline__ uint4 Read16(const bf16* from) {
@@ -37,18 +36,16 @@ __device__ __forceinline__ uint4 Read16(const bf16* from) {
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
   return x;
 }
-__device__ __forceinline__ float2 Read8(const float* from) {
-  float2 x;
-  asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(from));
-  return x;
-}
-__device__ __forceinline__ uint2 Read8(const bf16* from) {
-  uint2 x;
-  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
-  return x;
-}
 __device__ __forceinline__ uint32_t Word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
-__device__ __forceinline__ uint32_t Word(const uint2& x, int i) { return i == 0 ? x.x : x.y; }
+// 16 bytes to shared memory, or zeros; `from` must be an address either way.
+__device__ __forceinline__ void CopyAsync(bf16* to, const bf16* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
 // Of two words of pairs: their first numbers, or their second ones.
 __device__ __forceinline__ uint32_t PairUp(uint32_t x, uint32_t y, int i) { return __byte_perm(x, y, i == 0 ? 0x5410 : 0x7632); }
 // Of an 8x8 matrix of bf16 in a warp.
@@ -287,168 +284,127 @@ __global__ void __launch_bounds__(kThreads, kResident) DecodeKernel(const Attent
   }
 }
 
-// Where the scores of a block lie: each head's in a row. Padding has no pages.
-__device__ __forceinline__ float* ScoresOf(const AttentionOperands<bf16>& o, const DecodePlan& plan, const DeviceSequence& s, int sequence, int block, int kv_head) {
-  const int64_t entry = s.slot < 0 ? sequence : static_cast<int64_t>(o.batch.sequence_count) + s.first_page + block;
-  return plan.scores + (entry * o.heads + kv_head * (o.heads / o.kv_heads)) * kKeys;
-}
+// A block of threads has all keys of one key head, block after block of kKeys, as attention_flash.cu takes them. Each warp has the scores of 16 keys of a
+// block, and kSlice columns of the output. While the values of one block are added up, the scores of the next are computed, and the keys and values after those
+// are on their way.
+constexpr int kSlice = kDim / kWarps, kBuffers = 3, kRowPitch = kDim + 8;
+struct InvariantShared {
+  bf16 k[kBuffers][kKeys * kRowPitch], v[kBuffers][kKeys * kRowPitch];
+  float scores[2][kMostGroup][kKeys + 8];
+};
 
-// A block of threads takes every so manieth page of one key head, a warp 16 keys of it. Products as in attention_flash.cu.
-__global__ void __launch_bounds__(kThreads) ScoresKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
-  constexpr int kPitch = kDim + 8, kUnits = kDim / 8;
-  __shared__ __align__(16) bf16 q_rows[16 * kPitch], k_rows[kKeys * kPitch];
-  LetNextBegin();
-  WaitForPrevious();
-  const DeviceSequence s = o.batch.sequences[blockIdx.y];
-  const int position = static_cast<int>(s.position), blocks = position / kKeys + 1;
-  if (s.rows != 1 || static_cast<int>(blockIdx.z) >= blocks) return;
-  const int kv_head = blockIdx.x, group = o.heads / o.kv_heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (plan.store && s.slot >= 0 && (blocks - 1) % static_cast<int>(gridDim.z) == static_cast<int>(blockIdx.z)) StoreRow(o, s, position, kv_head);
-  bf16* const own_rows = k_rows + warp * kWarpKeys * kPitch;
-  const uint32_t q_at = SharedAddress(q_rows + lane % 16 * kPitch + lane / 16 * 8);
-  const uint32_t k_at = SharedAddress(own_rows + (lane % 8 + lane / 16 * 8) * kPitch + lane / 8 % 2 * 8);
-  for (int i = threadIdx.x; i < 16 * kUnits; i += kThreads) {
-    const int head = i / kUnits, column = i % kUnits * 8;
-    *reinterpret_cast<uint4*>(q_rows + head * kPitch + column) =
-        head < group ? *reinterpret_cast<const uint4*>(o.q.Row(s.row) + static_cast<int64_t>(kv_head * group + head) * kDim + column) : uint4{};
-  }
-  __syncthreads();
-  for (int block = blockIdx.z; block < blocks; block += gridDim.z) {
-    const int first_key = block * kKeys + warp * kWarpKeys;
-    if (first_key > position) break;
-    const KeyBlock<bf16> from = BlockOf(o, s, block, PageOf(o, s, block), kv_head);
-    uint4 read[8];
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int i = lane + 32 * n, key = i / kUnits, column = i % kUnits * 8;
-      // The newest key lies in its row; those after it count for nothing.
-      const bf16* const at = first_key + key < position ? from.k + (warp * kWarpKeys + key) * from.k_stride : o.k.Row(s.row) + kv_head * kDim;
-      read[n] = Read16(at + column);
-    }
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < 8; n++) *reinterpret_cast<uint4*>(own_rows + (lane + 32 * n) / kUnits * kPitch + (lane + 32 * n) % kUnits * 8) = read[n];
-    __syncwarp();
-    float score[2][4] = {};
-#pragma unroll
-    for (int d = 0; d < kDim / 16; d++) {
-      uint32_t a[4], b[4];
-      LoadMatrices(a, q_at + d * 16 * sizeof(bf16));
-      LoadMatrices(b, k_at + d * 16 * sizeof(bf16));
-      Multiply(score[0], a, b[0], b[1]), Multiply(score[1], a, b[2], b[3]);
-    }
-    if (lane / 4 < group) {
-      float* const to = ScoresOf(o, plan, s, static_cast<int>(blockIdx.y), block, kv_head) + lane / 4 * kKeys + warp * kWarpKeys + lane % 4 * 2;
-      *reinterpret_cast<float2*>(to) = {score[0][0], score[0][1]};
-      *reinterpret_cast<float2*>(to + 8) = {score[1][0], score[1][1]};
-    }
-  }
-}
-
-// A block of threads has one key head, from the first block of keys to the last, some at a time: each warp turns the scores of one into weights, and then adds
-// all of their values to kSlice columns of the output. Lane (row, column) has query head `row`, and brings 4 columns of the values at a time. Arithmetic as in
-// attention_flash.cu. The newest keys and values are in the pages.
-constexpr int kSlice = kDim / kWarps;
-__global__ void __launch_bounds__(kThreads) ValuesKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
-  __shared__ float tops[kWarps][kMostGroup], parts[kWarps][32];
-  __shared__ uint4 weights[kWarps][2][32];
+__global__ void __launch_bounds__(kThreads, 2) InvariantDecodeKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
+  extern __shared__ __align__(16) char shared_bytes[];
+  InvariantShared& shared = *reinterpret_cast<InvariantShared*>(shared_bytes);
   LetNextBegin();
   const DeviceSequence s = o.batch.sequences[blockIdx.y];
   if (s.rows != 1) return;
-  const int kv_head = static_cast<int>(blockIdx.x), group = o.heads / o.kv_heads;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, column = lane % 4;
+  const int kv_head = blockIdx.x, group = o.heads / o.kv_heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, column = lane % 4;
   const int position = static_cast<int>(s.position), blocks = position / kKeys + 1;
-  // A sequence without pages has one key, its own.
-  const bf16* const rows = (s.slot < 0 ? o.v.Row(s.row) : o.v_pages) + kv_head * kDim + warp * kSlice + row * 4;
-  const int64_t page_stride = s.slot < 0 ? 0 : o.v_page;
-  const int key_stride = s.slot < 0 ? 0 : static_cast<int>(o.v_key);
   PageList pages(o, s, 0, blocks);
-  // Beyond the last block it is read again, for nothing; keys after the newest one weigh 0.
-  uint2 v[kWarps][16];
-  const auto read_values = [&](uint2(&values)[16], int asked) {
-    const int block = min(asked, blocks - 1), newest = position - block * kKeys;
-    const bf16* const from = rows + pages.Of(block) * page_stride;
+  const bf16 *const own_k = o.k.Row(s.row) + kv_head * kDim, *const own_v = o.v.Row(s.row) + kv_head * kDim;
+  // A thread copies 16 bytes of every eighth key. The newest key lies in its row; those after it become zeros.
+  constexpr int kUnits = kDim / 8;
+  const int first_key = static_cast<int>(threadIdx.x) / kUnits, unit = static_cast<int>(threadIdx.x) % kUnits * 8;
+  const auto copy = [&](bf16* to, const bf16* page, int64_t stride, const bf16* own, int newest) {
+    to += first_key * kRowPitch + unit, page += first_key * stride;
 #pragma unroll
-    for (int n = 0; n < 16; n++) values[n] = Read8(from + static_cast<int64_t>(min(2 * column + n / 4 * 16 + n % 2 + n % 4 / 2 * 8, newest)) * key_stride);
+    for (int n = 0; n < kKeys * kUnits / kThreads; n++) {
+      const int key = first_key + n * (kThreads / kUnits);
+      CopyAsync(to + n * (kThreads / kUnits) * kRowPitch, (key < newest ? page + n * (kThreads / kUnits) * stride : own) + unit, key <= newest);
+    }
   };
-  float2 scores[8];
-  const auto read_scores = [&](int asked) {
-    // Rows beyond the group have those of others.
-    const float* const from = ScoresOf(o, plan, s, static_cast<int>(blockIdx.y), min(asked, blocks - 1), kv_head) + min(row, group - 1) * kKeys + column * 2;
-#pragma unroll
-    for (int n = 0; n < 8; n++) scores[n] = Read8(from + n * 8);
+  int page_before = 0;
+  const auto ask = [&](int block) {  // for the keys of `block`, and the values of the one before; blocks are asked for in their order
+    const int page = block < blocks ? pages.Of(block) : 0;
+    if (block < blocks) copy(shared.k[block % kBuffers], o.k_pages + page * o.k_page + kv_head * kDim, o.k_key, own_k, position - block * kKeys);
+    if (block > 0 && block <= blocks)
+      copy(shared.v[(block - 1) % kBuffers], o.v_pages + page_before * o.v_page + kv_head * kDim, o.v_key, own_v, position - (block - 1) * kKeys);
+    CommitCopies();
+    page_before = page;
   };
+  const bool early = blocks > kBuffers;  // the newest keys aren't among the first
+  if (early) ask(0), ask(1), ask(2);
   WaitForPrevious();
-  read_scores(warp);
+  if (!early) ask(0), ask(1), ask(2);
+  // Row r of the products is query head r; there are no rows from 8 on.
+  const bf16* const q_row = o.q.Row(s.row) + static_cast<int64_t>(kv_head * group + row) * kDim;
+  uint32_t q[kDim / 16][2];
 #pragma unroll
-  for (int i = 0; i < kWarps; i++) read_values(v[i], i);
+  for (int d = 0; d < kDim / 16; d++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) q[d][half] = row < group ? *reinterpret_cast<const uint32_t*>(q_row + d * 16 + half * 8 + column * 2) : 0;
+  if (plan.store && s.slot >= 0) StoreRow(o, s, position, kv_head);
 
-  float out[4][4], top = -INFINITY, sum = 0;
+  const uint32_t k_at = SharedAddress(shared.k[0] + (warp * kWarpKeys + lane % 8 + lane / 16 * 8) * kRowPitch + lane / 8 % 2 * 8);
+  const uint32_t v_at = SharedAddress(shared.v[0] + lane % 16 * kRowPitch + warp * kSlice + lane / 16 * 8);
+  constexpr uint32_t kBufferBytes = sizeof(shared.k[0]);
+  const auto compute_scores = [&](int block, float (&score)[2][4]) {
 #pragma unroll
-  for (int e = 0; e < 4; e++) out[e][0] = out[e][1] = out[e][2] = out[e][3] = 0;
+    for (int d = 0; d < kDim / 16; d++) {
+      const uint32_t a[4] = {q[d][0], 0, q[d][1], 0};
+      uint32_t b[4];
+      LoadMatrices(b, k_at + static_cast<uint32_t>(block % kBuffers) * kBufferBytes + d * 16 * sizeof(bf16));
+      Multiply(score[0], a, b[0], b[1]), Multiply(score[1], a, b[2], b[3]);
+    }
+  };
+  const auto write_scores = [&](int block, const float (&score)[2][4]) {
+    float* const to = shared.scores[block % 2][row] + warp * kWarpKeys + column * 2;
+    *reinterpret_cast<float2*>(to) = {score[0][0], score[0][1]};
+    *reinterpret_cast<float2*>(to + 8) = {score[1][0], score[1][1]};
+  };
+  WaitForCopies<kBuffers - 1>();
+  __syncthreads();
+  {
+    float first[2][4] = {};
+    compute_scores(0, first);
+    write_scores(0, first);
+  }
+
+  float out[kSlice / 8][4] = {}, top = -INFINITY, sum = 0;
   const float to_log2 = o.scale * 1.4426950408889634f;
 #pragma unroll 1
-  for (int base = 0; base < blocks; base += kWarps) {
-    float score[8][2];
+  for (int block = 0; block < blocks; block++) {
+    WaitForCopies<1>();
+    __syncthreads();  // everybody's copies and scores are there, and everybody is done with the block before
+    ask(block + kBuffers);
+    float next[2][4] = {}, score[kKeys / 8][2];
+    compute_scores(block + 1, next);  // for nothing after the last one
 #pragma unroll
-    for (int n = 0; n < 8; n++) score[n][0] = scores[n].x, score[n][1] = scores[n].y;
-    read_scores(base + kWarps + warp);
-    if ((base + warp) * kKeys + kKeys - 1 > position) {
-#pragma unroll
-      for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-          if ((base + warp) * kKeys + n * 8 + column * 2 + j > position) score[n][j] = -INFINITY;
+    for (int n = 0; n < kKeys / 8; n++) {
+      const float2 pair = *reinterpret_cast<const float2*>(shared.scores[block % 2][row] + n * 8 + column * 2);
+      const int key = block * kKeys + n * 8 + column * 2;
+      score[n][0] = key <= position ? pair.x : -INFINITY, score[n][1] = key < position ? pair.y : -INFINITY;
     }
     float most = score[0][0];
 #pragma unroll
-    for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(score[n][0], score[n][1]));
-    most = QuadMax(most);
-    if (column == 0) tops[warp][row] = most;
-    __syncthreads();
-    float factor[kWarps], shift = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; i++) {
-      const float new_top = fmaxf(top, tops[i][row]);
-      factor[i] = Exp2((top - new_top) * to_log2);
-      if (i == warp) shift = new_top * to_log2;
-      top = new_top;
-    }
+    for (int n = 0; n < kKeys / 8; n++) most = fmaxf(most, fmaxf(score[n][0], score[n][1]));
+    const float new_top = fmaxf(top, QuadMax(most)), shift = new_top * to_log2, factor = Exp2((top - new_top) * to_log2);
     float part = 0;
 #pragma unroll
-    for (int n = 0; n < 8; n++)
+    for (int n = 0; n < kKeys / 8; n++)
 #pragma unroll
       for (int j = 0; j < 2; j++) part += score[n][j] = Exp2(fmaf(score[n][j], to_log2, -shift));
-    parts[warp][lane] = part;
+    sum = fmaf(sum, factor, part), top = new_top;
 #pragma unroll
-    for (int h = 0; h < 2; h++)
-      weights[warp][h][lane] = {PackPair(score[4 * h][0], score[4 * h][1]), PackPair(score[4 * h + 1][0], score[4 * h + 1][1]),
-                                PackPair(score[4 * h + 2][0], score[4 * h + 2][1]), PackPair(score[4 * h + 3][0], score[4 * h + 3][1])};
-    __syncthreads();
+    for (int e = 0; e < kSlice / 8; e++) out[e][0] *= factor, out[e][1] *= factor;
 #pragma unroll
-    for (int i = 0; i < kWarps; i++) {
-      if (base + i >= blocks) break;
-      sum = fmaf(sum, factor[i], parts[i][lane]);
+    for (int n = 0; n < kKeys / 16; n++) {
+      const uint32_t a[4] = {PackPair(score[2 * n][0], score[2 * n][1]), 0, PackPair(score[2 * n + 1][0], score[2 * n + 1][1]), 0};
 #pragma unroll
-      for (int e = 0; e < 4; e++) out[e][0] *= factor[i], out[e][1] *= factor[i];
-      const uint4 w[2] = {weights[i][0][lane], weights[i][1][lane]};
-#pragma unroll
-      for (int n = 0; n < 4; n++) {
-        const uint32_t a[4] = {Word(w[n / 2], n % 2 * 2), 0, Word(w[n / 2], n % 2 * 2 + 1), 0};
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-          Multiply(out[e], a, PairUp(Word(v[i][4 * n], e / 2), Word(v[i][4 * n + 1], e / 2), e % 2), PairUp(Word(v[i][4 * n + 2], e / 2), Word(v[i][4 * n + 3], e / 2), e % 2));
+      for (int e = 0; e < kSlice / 8; e += 2) {
+        uint32_t b[4];
+        LoadTransposed(b, v_at + static_cast<uint32_t>(block % kBuffers) * kBufferBytes + (n * 16 * kRowPitch + e * 8) * sizeof(bf16));
+        Multiply(out[e], a, b[0], b[1]), Multiply(out[e + 1], a, b[2], b[3]);
       }
-      read_values(v[i], base + kWarps + i);
     }
+    write_scores(block + 1, next);
   }
   const float inverse = 1 / QuadSum(sum);
   if (row >= group) return;
-  // Column n of tile e is column 4 n + e of the slice: lane (row, column) has n = 2 column and 2 column + 1 of each tile.
-  uint4 y;
-  y.x = PackPair(out[0][0] * inverse, out[1][0] * inverse), y.y = PackPair(out[2][0] * inverse, out[3][0] * inverse);
-  y.z = PackPair(out[0][1] * inverse, out[1][1] * inverse), y.w = PackPair(out[2][1] * inverse, out[3][1] * inverse);
-  *reinterpret_cast<uint4*>(o.y.Row(s.row) + static_cast<int64_t>(kv_head * group + row) * kDim + warp * kSlice + column * 8) = y;
+  bf16* const y = o.y.Row(s.row) + static_cast<int64_t>(kv_head * group + row) * kDim + warp * kSlice + column * 2;
+#pragma unroll
+  for (int e = 0; e < kSlice / 8; e++) *reinterpret_cast<uint32_t*>(y + e * 8) = PackPair(out[e][0] * inverse, out[e][1] * inverse);
 }
 
 bool Fits(const AttentionOperands<bf16>& o) { return o.head_dim == kDim && o.heads / o.kv_heads <= kMostGroup; }
@@ -483,16 +439,11 @@ bool DecodeAttention(State& state, const AttentionOperands<bf16>& o, bool store)
 }
 
 bool InvariantDecodeAttention(State& state, const AttentionOperands<bf16>& o, bool store) {
-  const int64_t sequences = o.batch.sequence_count, heads = sequences * o.kv_heads;
-  // With more, the chains of attention_flash.cu fill the multiprocessors as they are.
-  if (!Fits(o) || heads > 4 * state.sms() || sequences > 65535) return false;
-  if ((sequences + o.pages) * o.heads * kKeys * static_cast<int64_t>(sizeof(float)) > static_cast<int64_t>(State::kScratchBytes)) return false;
+  if (!Fits(o) || o.batch.sequence_count > 65535) return false;
+  const dim3 grid(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(o.batch.sequence_count));
   DecodePlan plan = {};
   plan.store = store;
-  plan.scores = reinterpret_cast<float*>(state.scratch());
-  const auto splits = std::clamp<int64_t>(DivideUp(int64_t{8} * state.sms(), heads), 1, 65535);
-  Launch(state, ScoresKernel, dim3(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(sequences), static_cast<unsigned>(splits)), kThreads, 0, o, plan);
-  Launch(state, ValuesKernel, dim3(static_cast<unsigned>(o.kv_heads), static_cast<unsigned>(sequences)), kThreads, 0, o, plan);
+  Launch(state, InvariantDecodeKernel, grid, kThreads, sizeof(InvariantShared), o, plan);
   return true;
 }
 

@@ -148,6 +148,7 @@ __global__ void __launch_bounds__(512) NormalizeAligned(Rows rows, const float* 
   };
   Eight<float> weights[kVectors];
   each([&](int k, int64_t column) { weights[k] = Eight<float>::At(w + column); });
+  const float share = 1.0f / static_cast<float>(n);
   WaitForPrevious();
   typename Rows::Raw raw[kVectors];
   each([&](int k, int64_t column) { raw[k] = rows.Fetch(blockIdx.x, column); });
@@ -161,7 +162,10 @@ __global__ void __launch_bounds__(512) NormalizeAligned(Rows rows, const float* 
     });
     const int64_t next = row + gridDim.x;
     if (next < count) each([&](int k, int64_t column) { raw[k] = rows.Fetch(next, column); });
-    const float scale = 1.0f / sqrtf(BlockSum(sum, partial[parity]) / static_cast<float>(n) + eps);
+    const float mean = BlockSum(sum, partial[parity]) * share + eps;
+    float scale;
+    if constexpr (std::is_same_v<T, float>) scale = 1.0f / sqrtf(mean);
+    else scale = rsqrtf(mean);
     each([&](int k, int64_t column) {
       float weight[8];
       weights[k].Floats(weight);

@@ -23,7 +23,6 @@ __global__ void RopeKernel(MatrixView<T> x, DeviceBatch batch, RopeShape shape, 
   extern __shared__ float2 turns[];  // [rows_of_block][half]: cosine, sine
   const int half = static_cast<int>(shape.dims / 2), heads = static_cast<int>(shape.heads), head_dim = static_cast<int>(shape.head_dim);
   LetNextBegin();
-  WaitForPrevious();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rows_of_block;
   const int rows = static_cast<int>(min(static_cast<int64_t>(rows_of_block), batch.rows - first));
   for (int i = threadIdx.x; i < rows * half; i += blockDim.x) {
@@ -37,6 +36,7 @@ __global__ void RopeKernel(MatrixView<T> x, DeviceBatch batch, RopeShape shape, 
     sincos(position * frequency, &sine, &cosine);
     turns[i] = {static_cast<float>(cosine), static_cast<float>(sine)};
   }
+  WaitForPrevious();  // the batch is older than the step
   __syncthreads();
   using Unit = Pack<T, kCount>;
   const int units = half / kCount, of_row = heads * units;

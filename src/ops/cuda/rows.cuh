@@ -64,7 +64,10 @@ __device__ __forceinline__ float Silu(float x) {
     const float e = expf(-fabsf(x));
     return x * ((x >= 0 ? 1.0f : e) / (1.0f + e));
   } else {
-    return __fdividef(x, 1.0f + __expf(-x));
+    float e, quotient;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(quotient) : "f"(1.0f + e));
+    return x * quotient;
   }
 }
 
