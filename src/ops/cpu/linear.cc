@@ -359,13 +359,14 @@ bool RoundsToBf16(const Context& ctx, const LinearWeight& w) {
 }  // namespace
 
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
-  if (RoundsToBf16(ctx, w)) return CurrentSimd() == SimdLevel::kAmx ? LinearAmx(ctx, x, w, y) : LinearAvx512Bf16(ctx, x, w, y);
+  if (RoundsToBf16(ctx, w)) return CurrentSimd() == SimdLevel::kAmx ? LinearsAmx(ctx, x, {&w, 1}, y) : LinearAvx512Bf16(ctx, x, w, y);
   HWY_DYNAMIC_DISPATCH(Linear)(ctx, x, w, y);
 }
 
 void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> w, const Tensor& y) {
   const Dtype dtype = w.begin()->weight.dtype();
   const bool alike = std::all_of(w.begin(), w.end(), [&](const LinearWeight& one) { return one.weight.dtype() == dtype; });
+  if (alike && RoundsToBf16(ctx, *w.begin()) && CurrentSimd() == SimdLevel::kAmx) return LinearsAmx(ctx, x, {w.begin(), w.size()}, y);
   if (alike && !RoundsToBf16(ctx, *w.begin()) && HWY_DYNAMIC_DISPATCH(IsFewRows)(x))
     return HWY_DYNAMIC_DISPATCH(LinearsOfFewRows)(ctx, x, {w.begin(), w.size()}, y);
   int64_t out = 0;

@@ -1,11 +1,12 @@
 // y = x Wᵀ + bias with AMX's TDPBF16PS. The canonical order of an output element: from 0 on, steps of 32 inputs, each one instruction's sum of 16 pairs (its
 // own order is the processor's; the last step is padded with zeros); then the bias. The tile of an instruction is 16 outputs × up to 16 rows of x: W is the
-// left operand, loaded straight from where it is mapped, and x, rounded and packed by pairs, the right one, so that one row is a tile of one column.
+// left operand, and x, rounded and packed by pairs, the right one, so that one row is a tile of one column.
 #include <immintrin.h>
 
 #include <algorithm>
 #include <atomic>
 
+#include "base/check.h"
 #include "ops/cpu/rows.h"
 #include "ops/cpu/x86_bf16.h"
 #include "ops/temporaries.h"
@@ -19,16 +20,16 @@ namespace {
 constexpr int64_t kTile = 16, kStep = 32, kTwoTiles = 2 * kTile;  // rows or columns of a tile; inputs of an instruction
 constexpr int64_t kTileFloats = kTile * kTile;
 
-// What one thread multiplies at a time, by parts of the inputs: a part of W is copied by tiles for kTwoTiles outputs, then multiplied with the rows of x, while
-// the next ones are fetched; all of it and the sums stay in the second level cache. Where it is mapped, W's rows lie a multiple of 4 KB apart, and a tile of it
-// would fall into one set of the first level cache.
-constexpr int64_t kPartSteps = 32, kPieceRows = 256, kPieceOutputs = 128;
+// What one thread multiplies at a time, by parts of the inputs: a part of W is copied by tiles for kTwoTiles outputs and stays in the first level cache while
+// the rows of x run past it; a part of x and the sums stay in the second. The larger a piece, the less is read into that: a thread gets 10 to 20 GB/s from
+// memory or the third level cache, but could multiply four pairs of tiles, 4 KB, in 30 ns. Where it is mapped, W's rows lie a multiple of 4 KB apart, and a
+// tile of it would fall into one set of the first level cache.
+constexpr int64_t kPartSteps = 16, kPieceRowBlocks = 24, kPieceOutputBlocks = 12;
+constexpr int64_t kPieceRows = kPieceRowBlocks * kTile, kPieceOutputs = kPieceOutputBlocks * kTwoTiles;
+constexpr int64_t kFewestRowBlocks = 8;  // copying W costs as much as two or three of them
 
 // Where all of x is two tiles, W comes from memory and is used once: short parts, each line asking for the one so many parts further on.
 constexpr int64_t kStreamSteps = 8, kStreamAhead = 2;
-
-// Steps of a row of x that are packed before the same steps of the next one: the tiles that they are scattered to stay in the first level cache.
-constexpr int64_t kPackSteps = 16;
 
 // The loads of tiles do not tell the compiler which memory they read; what it holds of that in registers, or believes unused, is written here.
 inline void FlushToMemory() { asm volatile("" ::: "memory"); }
@@ -39,132 +40,6 @@ struct alignas(64) TileConfig {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 };
-
-// x by tiles of kTile rows, the last one smaller: [steps, pairs of a step, rows of the tile, 2].
-struct PackedRows {
-  Bf16* data;
-  int64_t rows, steps;
-
-  int64_t TileRows(int64_t row) const { return std::min(kTile, rows - row); }
-  Bf16* Tile(int64_t row, int64_t step) const { return data + row * steps * kStep + step * kStep * TileRows(row); }
-
-  void Pack(const Tensor& x, int64_t row) const {
-    const int64_t tile_rows = TileRows(row), k = x.cols();
-    const __m512i to =
-        _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(static_cast<int>(tile_rows)));
-    for (int64_t first = 0; first < steps; first += kPackSteps) {
-      for (int64_t r = 0; r < tile_rows; r++) {
-        const float* from = x.Row<float>(row + r) + first * kStep;
-        for (int64_t s = first; s < std::min(steps, first + kPackSteps); s++, from += kStep) {
-          const int64_t left = k - s * kStep, low = std::min<int64_t>(left, 16), high = std::clamp<int64_t>(left - 16, 0, 16);
-          const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << low) - 1), from);
-          const __m512 b = high ? _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << high) - 1), from + 16) : _mm512_setzero_ps();
-          _mm512_i32scatter_epi32(Tile(row, s) + 2 * r, to, (__m512i)_mm512_cvtne2ps_pbh(b, a), 4);
-        }
-      }
-    }
-  }
-};
-
-// Which tiles a block has: outputs and rows of x, of either's second tile perhaps 0.
-struct BlockShape {
-  int64_t outputs[2], rows[2];
-  bool operator==(const BlockShape&) const = default;
-};
-
-BlockShape ShapeOf(int64_t outputs, int64_t rows) {
-  return {{std::min(kTile, outputs), std::clamp<int64_t>(outputs - kTile, 0, kTile)}, {std::min(kTile, rows), std::clamp<int64_t>(rows - kTile, 0, kTile)}};
-}
-
-// Names of tiles: 2a + b are sums, 4 + a parts of W, 6 + b parts of x. Clears the tiles.
-void Configure(const BlockShape& shape) {
-  TileConfig config;
-  for (int a = 0; a < 2; a++) {
-    if (shape.outputs[a] == 0) continue;
-    config.rows[4 + a] = static_cast<uint8_t>(shape.outputs[a]), config.row_bytes[4 + a] = kStep * sizeof(Bf16);
-    for (int b = 0; b < 2; b++) {
-      if (shape.rows[b] == 0) continue;
-      config.rows[2 * a + b] = static_cast<uint8_t>(shape.outputs[a]);
-      config.row_bytes[2 * a + b] = static_cast<uint16_t>(shape.rows[b] * static_cast<int64_t>(sizeof(float)));
-      config.rows[6 + b] = kTile, config.row_bytes[6 + b] = config.row_bytes[2 * a + b];
-    }
-  }
-  FlushToMemory();
-  _tile_loadconfig(&config);
-}
-
-// Up to kTwoTiles rows of W, inputs [begin, begin + inputs), by tiles: [steps, kTwoTiles, kStep], padded with zeros. Each line asks for the one `ahead` numbers
-// further on, if that isn't 0.
-void PackOutputs(const Bf16* w, int64_t w_stride, int64_t outputs, int64_t inputs, int64_t ahead, Bf16* to) {
-  const int64_t full = inputs / kStep, rest = inputs % kStep;
-  for (int64_t r = 0; r < outputs; r++, w += w_stride, to += kStep) {
-    for (int64_t s = 0; s < full; s++) {
-      if (ahead != 0) __builtin_prefetch(w + s * kStep + ahead, 0, 2);
-      _mm512_store_si512(to + s * kTwoTiles * kStep, _mm512_loadu_si512(w + s * kStep));
-    }
-    if (rest) _mm512_store_si512(to + full * kTwoTiles * kStep, _mm512_maskz_loadu_epi16((__mmask32{1} << rest) - 1, w + full * kStep));
-  }
-}
-
-// Lines of W that a block asks for on its way: of `rows` rows, one each at every step.
-struct Ahead {
-  const Bf16* w = nullptr;
-  int64_t stride = 0, rows = 0;
-};
-
-// Adds `steps` products of W's packed part and x to the sums, which are in their tiles.
-template <bool kTwoOutputs, bool kTwoRows>
-void AddSteps(const Bf16* w, const Bf16* const (&x)[2], const BlockShape& shape, int64_t steps, const Ahead& ahead) {
-  constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Bf16));
-  const Bf16 *x0 = x[0], *x1 = x[1];
-  const int64_t stride0 = 2 * kBytes * shape.rows[0], stride1 = 2 * kBytes * shape.rows[1], step0 = kStep * shape.rows[0], step1 = kStep * shape.rows[1];
-  for (int64_t s = 0; s < steps; s++, w += kTwoTiles * kStep, x0 += step0, x1 += step1) {
-    for (int64_t r = 0; r < ahead.rows; r++) __builtin_prefetch(ahead.w + r * ahead.stride + s * kStep, 0, 2);
-    _tile_loadd(4, w, kStep * kBytes);
-    _tile_loadd(6, x0, stride0);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kTwoOutputs) {
-      _tile_loadd(5, w + kTile * kStep, kStep * kBytes);
-      _tile_dpbf16ps(2, 5, 6);
-    }
-    if constexpr (kTwoRows) {
-      _tile_loadd(7, x1, stride1);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kTwoOutputs) _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-}
-
-void AddSteps(const Bf16* w, const Bf16* const (&x)[2], const BlockShape& shape, int64_t steps, const Ahead& ahead = {}) {
-  FlushToMemory();
-  if (shape.outputs[1]) return shape.rows[1] ? AddSteps<true, true>(w, x, shape, steps, ahead) : AddSteps<true, false>(w, x, shape, steps, ahead);
-  shape.rows[1] ? AddSteps<false, true>(w, x, shape, steps, ahead) : AddSteps<false, false>(w, x, shape, steps, ahead);
-}
-
-// Tiles of sums from memory and to it: tile (a, b) at sums + (2a + b) · kTileFloats, [outputs, rows].
-constexpr int64_t kSumBytes = kTile * sizeof(float);
-
-void LoadSums(const BlockShape& shape, const float* sums) {
-  _tile_loadd(0, sums, kSumBytes);
-  if (shape.rows[1]) _tile_loadd(1, sums + kTileFloats, kSumBytes);
-  if (shape.outputs[1]) _tile_loadd(2, sums + 2 * kTileFloats, kSumBytes);
-  if (shape.outputs[1] && shape.rows[1]) _tile_loadd(3, sums + 3 * kTileFloats, kSumBytes);
-}
-
-void StoreSums(const BlockShape& shape, float* sums) {
-  _tile_stored(0, sums, kSumBytes);
-  if (shape.rows[1]) _tile_stored(1, sums + kTileFloats, kSumBytes);
-  if (shape.outputs[1]) _tile_stored(2, sums + 2 * kTileFloats, kSumBytes);
-  if (shape.outputs[1] && shape.rows[1]) _tile_stored(3, sums + 3 * kTileFloats, kSumBytes);
-  FlushToMemory();
-}
-
-void ZeroSums(const BlockShape& shape) {
-  _tile_zero(0);
-  if (shape.rows[1]) _tile_zero(1);
-  if (shape.outputs[1]) _tile_zero(2);
-  if (shape.outputs[1] && shape.rows[1]) _tile_zero(3);
-}
 
 // 16 vectors of 16 numbers, turned. (The intrinsics take a mask of all lanes, as GCC 12 warns of the undefined numbers that their plain forms are made from.)
 void Transpose(__m512 (&v)[kTile]) {
@@ -191,8 +66,150 @@ void Transpose(__m512 (&v)[kTile]) {
   for (int i = 0; i < 16; i++) v[i] = t[i];
 }
 
+// x in bf16 by parts of the inputs, within them by tiles of kTile rows, the last one smaller: [steps of the part, pairs of a step, rows of the tile, 2].
+struct PackedRows {
+  Bf16* data;
+  int64_t rows, steps;
+
+  int64_t TileRows(int64_t row) const { return std::min(kTile, rows - row); }
+  Bf16* Tile(int64_t row, int64_t step) const {
+    const int64_t in_part = step % kPartSteps, part = step - in_part;
+    return data + (part * rows + std::min(kPartSteps, steps - part) * row + in_part * TileRows(row)) * kStep;
+  }
+
+  void Pack(const Tensor& x, int64_t row) const {
+    const int64_t tile_rows = TileRows(row), k = x.cols();
+    for (int64_t s = 0; s < steps; s++) {
+      const int64_t left = k - s * kStep;
+      Bf16* to = Tile(row, s);
+      if (tile_rows == 1) {
+        _mm512_storeu_si512(to, Rounded(x.Row<float>(row) + s * kStep, left));
+        continue;
+      }
+      __m512 pairs[kTile];
+      for (int64_t r = 0; r < kTile; r++)
+        pairs[r] = r < tile_rows ? _mm512_castsi512_ps(Rounded(x.Row<float>(row + r) + s * kStep, left)) : _mm512_setzero_ps();
+      Transpose(pairs);
+      const __mmask16 present = static_cast<__mmask16>((1u << tile_rows) - 1);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kTile; i++) _mm512_mask_storeu_ps(to + 2 * i * tile_rows, present, pairs[i]);
+    }
+  }
+
+ private:
+  // kStep numbers, from `left` on zeros.
+  static __m512i Rounded(const float* from, int64_t left) {
+    if (left >= kStep) return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+    const __mmask32 present = (__mmask32{1} << left) - 1;
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present), from);
+    const __m512 high = left > 16 ? _mm512_maskz_loadu_ps(static_cast<__mmask16>(present >> 16), from + 16) : _mm512_setzero_ps();
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  }
+};
+
+// A block of y is two tiles of outputs × one of rows, two tiles of sums. Names of tiles: 0 and 1 are the sums, 2 a part of W, 3 a part of x. No more: where two
+// threads share a core, a tile can only be loaded while another is at work as long as the processor has one to spare, and each that is in use here isn't.
+// (2 × 2 tiles load less, but are then half as fast.) Clears the tiles.
+void Configure(int64_t rows) {
+  TileConfig config;
+  const auto row_bytes = static_cast<uint16_t>(rows * static_cast<int64_t>(sizeof(float)));
+  for (int i : {0, 1, 3}) config.rows[i] = kTile, config.row_bytes[i] = row_bytes;
+  config.rows[2] = kTile, config.row_bytes[2] = kStep * sizeof(Bf16);
+  FlushToMemory();
+  _tile_loadconfig(&config);
+}
+
+// Up to kTwoTiles rows of W, inputs [begin, begin + inputs), by tiles: [steps, kTwoTiles, kStep], padded with zeros in a step, with anything in the rows. Each
+// line asks for the one `ahead` numbers further on, if that isn't 0. Four rows at a time, so that lines which are late are waited for together.
+void PackOutputs(const Bf16* w, int64_t w_stride, int64_t outputs, int64_t inputs, int64_t ahead, Bf16* to) {
+  constexpr int64_t kRows = 4;
+  const int64_t full = inputs / kStep, rest = inputs % kStep;
+  for (int64_t first = 0; first < outputs; first += kRows, w += kRows * w_stride, to += kRows * kStep) {
+    const int64_t rows = std::min(kRows, outputs - first);
+    for (int64_t s = 0; s < full; s++) {
+      for (int64_t r = 0; r < rows; r++) {
+        const Bf16* from = w + r * w_stride + s * kStep;
+        if (ahead != 0) __builtin_prefetch(from + ahead, 0, 2);
+        _mm512_store_si512(to + s * kTwoTiles * kStep + r * kStep, _mm512_loadu_si512(from));
+      }
+    }
+    for (int64_t r = 0; rest && r < rows; r++)
+      _mm512_store_si512(to + full * kTwoTiles * kStep + r * kStep, _mm512_maskz_loadu_epi16((__mmask32{1} << rest) - 1, w + r * w_stride + full * kStep));
+  }
+}
+
+// What a block asks for on its way: of `rows` rows of W one line each at every step, and the sums of the block after it.
+struct Ahead {
+  const Bf16* w = nullptr;
+  int64_t stride = 0, rows = 0;
+  const float* sums = nullptr;
+};
+
+// Adds `steps` products of W's packed part and a tile of x to the sums, which are in their tiles. kPast: what is loaded of x shall not drive W out of the first
+// level cache.
+template <bool kTwoOutputs, bool kPast>
+void AddSteps(const Bf16* w, const Bf16* x, int64_t rows, int64_t steps, const Ahead& ahead) {
+  constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Bf16)), kSumFloats = 2 * kTileFloats / kPartSteps, kLineFloats = 16;
+  for (int64_t s = 0; s < steps; s++, w += kTwoTiles * kStep, x += kStep * rows) {
+    for (int64_t r = 0; r < ahead.rows; r++) __builtin_prefetch(ahead.w + r * ahead.stride + s * kStep, 0, 2);
+    if constexpr (kPast) {
+      for (int64_t i = 0; i < kSumFloats; i += kLineFloats) __builtin_prefetch(ahead.sums + s * kSumFloats + i, 1, 3);
+      _tile_stream_loadd(3, x, 2 * kBytes * rows);
+    } else {
+      _tile_loadd(3, x, 2 * kBytes * rows);
+    }
+    _tile_loadd(2, w, kStep * kBytes);
+    _tile_dpbf16ps(0, 2, 3);
+    if constexpr (kTwoOutputs) {
+      _tile_loadd(2, w + kTile * kStep, kStep * kBytes);
+      _tile_dpbf16ps(1, 2, 3);
+    }
+  }
+}
+
+template <bool kPast>
+void AddSteps(const Bf16* w, int64_t outputs, const Bf16* x, int64_t rows, int64_t steps, const Ahead& ahead) {
+  FlushToMemory();
+  outputs > kTile ? AddSteps<true, kPast>(w, x, rows, steps, ahead) : AddSteps<false, kPast>(w, x, rows, steps, ahead);
+}
+
+// Tiles of sums from memory and to it: [outputs, rows], each row a cache line.
+constexpr int64_t kSumBytes = kTile * sizeof(float);
+
+void LoadSums(const float* sums, bool zeros) {
+  if (zeros) {
+    _tile_zero(0);
+    _tile_zero(1);
+  } else {
+    _tile_loadd(0, sums, kSumBytes);
+    _tile_loadd(1, sums + kTileFloats, kSumBytes);
+  }
+}
+
+void StoreSums(float* sums) {
+  _tile_stored(0, sums, kSumBytes);
+  _tile_stored(1, sums + kTileFloats, kSumBytes);
+  FlushToMemory();
+}
+
+// Where a product goes: past the caches if it is larger than what they could hold until it is read.
+struct Target {
+  Tensor y;
+  bool past_caches;
+
+  explicit Target(const Tensor& y) : y(y), past_caches(y.bytes() > (size_t{8} << 20)) {}
+
+  void Store(int64_t row, int64_t n, __mmask16 present, __m512 numbers) const {
+    float* to = y.Row<float>(row) + n;
+    if (past_caches && present == 0xffff && reinterpret_cast<uintptr_t>(to) % sizeof numbers == 0)
+      _mm512_stream_ps(to, numbers);
+    else
+      _mm512_mask_storeu_ps(to, present, numbers);
+  }
+};
+
 // y of one tile of sums, turned, with the bias of its outputs.
-void Finish(const float* sums, const LinearWeight& w, int64_t outputs, const Tensor& y, int64_t row, int64_t rows, int64_t n) {
+void Finish(const float* sums, const LinearWeight& w, int64_t outputs, const Target& target, int64_t row, int64_t rows, int64_t n) {
   const __mmask16 present = static_cast<__mmask16>((1u << outputs) - 1);
   float bias[kTile] = {};
   if (w.bias)
@@ -203,7 +220,7 @@ void Finish(const float* sums, const LinearWeight& w, int64_t outputs, const Ten
     const __m512i column = _mm512_set_epi32(240, 224, 208, 192, 176, 160, 144, 128, 112, 96, 80, 64, 48, 32, 16, 0);
     for (int64_t r = 0; r < rows; r++) {
       const __m512 sum = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), present, column, sums + r, 4);
-      _mm512_mask_storeu_ps(y.Row<float>(row + r) + n, present, _mm512_add_ps(sum, biases));
+      target.Store(row + r, n, present, _mm512_add_ps(sum, biases));
     }
     return;
   }
@@ -211,113 +228,161 @@ void Finish(const float* sums, const LinearWeight& w, int64_t outputs, const Ten
 #pragma GCC unroll 16
   for (int i = 0; i < kTile; i++) tile[i] = _mm512_load_ps(sums + i * kTile);
   Transpose(tile);
-  for (int64_t r = 0; r < rows; r++) _mm512_mask_storeu_ps(y.Row<float>(row + r) + n, present, _mm512_add_ps(tile[r], biases));
+  for (int64_t r = 0; r < rows; r++) target.Store(row + r, n, present, _mm512_add_ps(tile[r], biases));
 }
 
-void FinishBlock(const float* sums, const BlockShape& shape, const LinearWeight& w, const Tensor& y, int64_t row, int64_t n) {
-  for (int a = 0; a < 2 && shape.outputs[a]; a++)
-    for (int b = 0; b < 2 && shape.rows[b]; b++)
-      Finish(sums + (2 * a + b) * kTileFloats, w, shape.outputs[a], y, row + b * kTile, shape.rows[b], n + a * kTile);
+void FinishBlock(const float* sums, const LinearWeight& w, const Target& target, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
+  Finish(sums, w, std::min(kTile, outputs), target, row, rows, n);
+  if (outputs > kTile) Finish(sums + kTileFloats, w, outputs - kTile, target, row, rows, n + kTile);
 }
 
-// All rows, at most kTwoTiles, × outputs [n, n + outputs), at most kTwoTiles: the sums stay in their tiles. Meanwhile memory is asked for the outputs from
-// `next` on, which come after these.
-void StreamPiece(const PackedRows& x, const LinearWeight& w, const Tensor& y, int64_t n, int64_t outputs, int64_t next, Bf16* packed, BlockShape& configured) {
-  alignas(64) float sums[4 * kTileFloats];
+// Outputs of one matrix of several, whose outputs lie side by side in y.
+struct Outputs {
+  const LinearWeight& w;
+  Target target;  // of that matrix
+  int64_t begin, count;
+};
+
+// Matrices that the same x is multiplied with, cut into pieces of `step` outputs or fewer.
+struct Matrices {
+  std::span<const LinearWeight> w;
+  const Tensor& y;
+  int64_t step;
+
+  int64_t pieces() const {
+    int64_t sum = 0;
+    for (const LinearWeight& one : w) sum += CeilDiv(one.weight.rows(), step);
+    return sum;
+  }
+  Outputs Piece(int64_t i) const {
+    int64_t column = 0;
+    for (const LinearWeight& one : w) {
+      const int64_t outputs = one.weight.rows(), count = CeilDiv(outputs, step);
+      if (i < count) return {one, Target(y.Columns({column, outputs})), i * step, std::min(step, outputs - i * step)};
+      i -= count, column += outputs;
+    }
+    CHECK(false);
+  }
+};
+
+// All rows, at most kTwoTiles, × at most as many outputs. Meanwhile memory is asked for the rows of W at `next`, which come after these.
+void StreamPiece(const PackedRows& x, const Outputs& piece, const Bf16* next, Bf16* packed, int64_t& configured) {
+  alignas(64) float sums[2][2 * kTileFloats];
   constexpr int64_t kPart = kStreamSteps * kStep, kAhead = kStreamAhead * kPart;
-  const int64_t k = w.weight.cols(), stride = w.weight.stride(0);
-  const BlockShape shape = ShapeOf(outputs, x.rows);
-  if (shape != configured) Configure(configured = shape);
-  ZeroSums(shape);
-  const Bf16* from = w.weight.Row<Bf16>(n);
+  const int64_t k = piece.w.weight.cols(), stride = piece.w.weight.stride(0);
+  const Bf16* from = piece.w.weight.Row<Bf16>(piece.begin);
+  const bool one_tile = x.rows <= kTile;  // then its sums stay where they are
   for (int64_t begin = 0; begin < k; begin += kPart) {
     const int64_t inputs = std::min(kPart, k - begin);
-    PackOutputs(from + begin, stride, outputs, inputs, begin + kAhead < k ? kAhead : (next - n) * stride + kAhead - k, packed);
-    const Bf16* const xs[2] = {x.Tile(0, begin / kStep), shape.rows[1] ? x.Tile(kTile, begin / kStep) : x.data};
-    AddSteps(packed, xs, shape, CeilDiv(inputs, kStep));
+    PackOutputs(from + begin, stride, piece.count, inputs, begin + kAhead < k ? kAhead : next - from + kAhead - k, packed);
+    for (int64_t r = 0; r < x.rows; r += kTile) {
+      const int64_t rows = x.TileRows(r);
+      if (rows != configured) Configure(configured = rows);
+      if (begin == 0 || !one_tile) LoadSums(sums[r / kTile], begin == 0);
+      AddSteps<false>(packed, piece.count, x.Tile(r, begin / kStep), rows, CeilDiv(inputs, kStep), {});
+      if (begin + kPart >= k || !one_tile) StoreSums(sums[r / kTile]);
+    }
   }
-  StoreSums(shape, sums);
-  FinishBlock(sums, shape, w, y, 0, n);
+  for (int64_t r = 0; r < x.rows; r += kTile) FinishBlock(sums[r / kTile], piece.w, piece.target, r, x.TileRows(r), piece.begin, piece.count);
 }
 
 // Each thread takes its next piece before it begins with one, to know what to ask memory for. No more threads than there is work for.
-void Stream(ThreadPool& threads, const PackedRows& x, const LinearWeight& w, const Tensor& y) {
-  constexpr int64_t kPieces = 16;  // for each thread, so that all end at about the same time
-  const int64_t outputs = y.cols(), step = CeilDiv(outputs, kTwoTiles) < kPieces * threads.threads() ? kTile : kTwoTiles, pieces = CeilDiv(outputs, step);
-  const int64_t most = std::min<int64_t>(threads.threads(), CeilDiv(pieces, Grain(step * w.weight.cols())));
+void Stream(ThreadPool& threads, const PackedRows& x, const Matrices& matrices, int64_t k) {
+  const int64_t pieces = matrices.pieces(), most = std::min<int64_t>(threads.threads(), CeilDiv(pieces, Grain(matrices.step * k)));
   std::atomic<int64_t> taken{0};
-  const auto take = [&] { return taken.fetch_add(step, std::memory_order_relaxed); };
+  const auto take = [&] { return taken.fetch_add(1, std::memory_order_relaxed); };
   threads.For(most, 1, [&](int64_t, int64_t, int) {
     alignas(64) Bf16 packed[kStreamSteps * kTwoTiles * kStep];
-    BlockShape configured = {};
-    for (int64_t n = take(), next; n < outputs; n = next) {
+    int64_t configured = 0;  // rows
+    for (int64_t i = take(), next; i < pieces; i = next) {
       next = take();
-      StreamPiece(x, w, y, n, std::min(step, outputs - n), next, packed, configured);
+      const Outputs piece = matrices.Piece(i), after = matrices.Piece(std::min(next, pieces - 1));
+      StreamPiece(x, piece, after.w.weight.Row<Bf16>(after.begin), packed, configured);
     }
     _tile_release();
   });
 }
 
-// Rows [row, row + rows) × outputs [n, n + outputs), at most kPieceRows × kPieceOutputs.
-void MultiplyPiece(const PackedRows& x, const LinearWeight& w, const Tensor& y, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
-  constexpr int64_t kPart = kPartSteps * kStep;
+// Rows [row, row + rows), at most kPieceRows, × at most kPieceOutputs outputs.
+void MultiplyPiece(const PackedRows& x, const Outputs& piece, int64_t row, int64_t rows) {
+  constexpr int64_t kPart = kPartSteps * kStep, kBlockFloats = 2 * kTileFloats;
   alignas(64) Bf16 packed[kPartSteps * kTwoTiles * kStep];
   alignas(64) float sums[kPieceRows * kPieceOutputs];
-  const int64_t k = w.weight.cols(), stride = w.weight.stride(0), row_blocks = CeilDiv(rows, kTwoTiles);
-  const int64_t ahead_rows = CeilDiv(kTwoTiles, row_blocks);  // that a block asks for, so that all do for what is packed next
-  BlockShape configured = {};
+  const Tensor& w = piece.w.weight;
+  const int64_t k = w.cols(), stride = w.stride(0);
+  const int64_t ahead_rows = CeilDiv(kTwoTiles, CeilDiv(rows, kTile));  // that a block asks for, so that all do for what is packed next
+  int64_t configured = 0;
   for (int64_t begin = 0; begin < k; begin += kPart) {
     const int64_t inputs = std::min(kPart, k - begin);
-    for (int64_t i = 0; i < outputs; i += kTwoTiles) {
-      const int64_t present = std::min(kTwoTiles, outputs - i);
-      PackOutputs(w.weight.Row<Bf16>(n + i) + begin, stride, present, inputs, 0, packed);
-      const bool last = i + kTwoTiles >= outputs;
-      const Bf16* next = last ? w.weight.Row<Bf16>(n) + begin + kPart : w.weight.Row<Bf16>(n + i + kTwoTiles) + begin;
-      const int64_t next_rows = last && begin + kPart >= k ? 0 : std::min(kTwoTiles, outputs - (last ? 0 : i + kTwoTiles));
-      for (int64_t r = 0; r < rows; r += kTwoTiles) {
-        const BlockShape shape = ShapeOf(present, rows - r);
-        float* block_sums = sums + (i / kTwoTiles * row_blocks + r / kTwoTiles) * 4 * kTileFloats;
-        if (shape != configured) Configure(configured = shape);
-        begin == 0 ? ZeroSums(shape) : LoadSums(shape, block_sums);
-        const int64_t ahead = r / kTwoTiles * ahead_rows;
-        const Bf16* const xs[2] = {x.Tile(row + r, begin / kStep), shape.rows[1] ? x.Tile(row + r + kTile, begin / kStep) : x.data};
-        AddSteps(packed, xs, shape, CeilDiv(inputs, kStep), {next + ahead * stride, stride, std::clamp<int64_t>(next_rows - ahead, 0, ahead_rows)});
-        StoreSums(shape, block_sums);
-        if (begin + kPart >= k) FinishBlock(block_sums, shape, w, y, row + r, n + i);
+    float* block_sums = sums;
+    for (int64_t i = 0; i < piece.count; i += kTwoTiles) {
+      const int64_t outputs = std::min(kTwoTiles, piece.count - i);
+      PackOutputs(w.Row<Bf16>(piece.begin + i) + begin, stride, outputs, inputs, 0, packed);
+      const bool last = i + kTwoTiles >= piece.count;
+      const Bf16* next = last ? w.Row<Bf16>(piece.begin) + begin + kPart : w.Row<Bf16>(piece.begin + i + kTwoTiles) + begin;
+      const int64_t next_rows = last && begin + kPart >= k ? 0 : std::min(kTwoTiles, piece.count - (last ? 0 : i + kTwoTiles));
+      for (int64_t r = 0; r < rows; r += kTile, block_sums += kBlockFloats) {
+        const int64_t tile_rows = x.TileRows(row + r), ahead = r / kTile * ahead_rows;
+        if (tile_rows != configured) Configure(configured = tile_rows);
+        LoadSums(block_sums, begin == 0);
+        AddSteps<true>(packed, outputs, x.Tile(row + r, begin / kStep), tile_rows, CeilDiv(inputs, kStep),
+                       {next + ahead * stride, stride, std::clamp<int64_t>(next_rows - ahead, 0, ahead_rows), block_sums + kBlockFloats});
+        StoreSums(block_sums);
+        if (begin + kPart >= k) FinishBlock(block_sums, piece.w, piece.target, row + r, tile_rows, piece.begin + i, outputs);
       }
     }
   }
   _tile_release();
+  _mm_sfence();
+}
+
+// The threads take blocks of rows, those of the same outputs one after the other: many at first, fewer towards the end, so that all end at about the same time.
+void Multiply(ThreadPool& threads, const PackedRows& x, const Matrices& matrices) {
+  const int64_t row_blocks = CeilDiv(x.rows, kTile), blocks = matrices.pieces() * row_blocks;
+  std::atomic<int64_t> taken{0};
+  threads.For(threads.threads(), 1, [&](int64_t, int64_t, int) {
+    int64_t first = taken.load(std::memory_order_relaxed), count;
+    while (first < blocks) {
+      const int64_t most = std::clamp((blocks - first) / (2 * threads.threads()), kFewestRowBlocks, kPieceRowBlocks), left = row_blocks - first % row_blocks;
+      count = CeilDiv(left, CeilDiv(left, most));
+      if (!taken.compare_exchange_weak(first, first + count, std::memory_order_relaxed)) continue;
+      const int64_t row = first % row_blocks * kTile;
+      MultiplyPiece(x, matrices.Piece(first / row_blocks), row, std::min(count * kTile, x.rows - row));
+      first = taken.load(std::memory_order_relaxed);
+    }
+  });
 }
 
 // Of no inputs: the bias alone.
 void WriteBias(const LinearWeight& w, const Tensor& y) {
   alignas(64) const float zeros[kTileFloats] = {};
   for (int64_t n = 0; n < y.cols(); n += kTile)
-    for (int64_t r = 0; r < y.rows(); r += kTile) Finish(zeros, w, std::min(kTile, y.cols() - n), y, r, std::min(kTile, y.rows() - r), n);
+    for (int64_t r = 0; r < y.rows(); r += kTile) Finish(zeros, w, std::min(kTile, y.cols() - n), Target(y), r, std::min(kTile, y.rows() - r), n);
 }
 
 }  // namespace
 
-void LinearAmx(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
-  const int64_t rows = x.rows(), outputs = y.cols(), k = x.cols();
+void LinearsAmx(Context& ctx, const Tensor& x, std::span<const LinearWeight> w, const Tensor& y) {
+  const int64_t rows = x.rows(), k = x.cols(), threads = ctx.threads->threads();
   if (rows == 0) return;
-  if (k == 0) return WriteBias(w, y);
+  if (k == 0) {
+    const Matrices matrices{w, y, y.cols()};
+    for (int64_t i = 0; i < matrices.pieces(); i++) WriteBias(matrices.Piece(i).w, matrices.Piece(i).target.y);
+    return;
+  }
   Frame frame(ctx);
   const PackedRows packed{RoundedRows(ctx, rows, k).as<Bf16>(), rows, CeilDiv(k, kStep)};
   ctx.threads->For(CeilDiv(rows, kTile), Grain(kTile * k), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) packed.Pack(x, i * kTile);
   });
-  if (rows <= kTwoTiles) return Stream(*ctx.threads, packed, w, y);
-  const int64_t row_parts = CeilDiv(rows, kPieceRows);
-  int64_t step = kPieceOutputs;
-  while (step > kTwoTiles && CeilDiv(outputs, step) * row_parts < 4 * ctx.threads->threads()) step /= 2;
-  ctx.threads->For(row_parts * CeilDiv(outputs, step), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t n = i / row_parts * step, row = i % row_parts * kPieceRows;
-      MultiplyPiece(packed, w, y, row, std::min(kPieceRows, rows - row), n, std::min(step, outputs - n));
-    }
-  });
+  const int64_t output_blocks = CeilDiv(y.cols(), kTwoTiles);
+  if (rows <= kTwoTiles) {
+    constexpr int64_t kPieces = 16;  // for each thread, so that all end at about the same time
+    return Stream(*ctx.threads, packed, {w, y, output_blocks < kPieces * threads ? kTile : kTwoTiles}, k);
+  }
+  constexpr int64_t kPieces = 4;
+  const int64_t pieces = output_blocks * CeilDiv(rows, kFewestRowBlocks * kTile);  // if each had one block of outputs and the fewest rows
+  Multiply(*ctx.threads, packed, {w, y, std::clamp<int64_t>(pieces / (kPieces * threads), 1, kPieceOutputBlocks) * kTwoTiles});
 }
 
 }  // namespace bamba::cpu

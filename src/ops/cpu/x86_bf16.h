@@ -8,6 +8,6 @@ namespace bamba::cpu {
 // and their sums f32. Each has its own canonical order, the same for one row and for many, and takes RoundedRows() (ops/temporaries.h) of the workspace for
 // its time.
 void LinearAvx512Bf16(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y);  // needs HasAvx512Bf16()
-void LinearAmx(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y);         // needs HasAmxBf16()
+void LinearsAmx(Context& ctx, const Tensor& x, std::span<const LinearWeight> w, const Tensor& y);  // needs HasAmxBf16()
 
 }  // namespace bamba::cpu
