@@ -24,12 +24,9 @@ constexpr int64_t kTileFloats = kTile * kTile;
 // the rows of x run past it; a part of x and the sums stay in the second. The larger a piece, the less is read into that: a thread gets 10 to 20 GB/s from
 // memory or the third level cache, but could multiply four pairs of tiles, 4 KB, in 30 ns. Where it is mapped, W's rows lie a multiple of 4 KB apart, and a
 // tile of it would fall into one set of the first level cache.
-constexpr int64_t kPartSteps = 16, kPieceRowBlocks = 24, kPieceOutputBlocks = 12;
+constexpr int64_t kPartSteps = 16, kPart = kPartSteps * kStep, kPieceRowBlocks = 24, kPieceOutputBlocks = 12;
 constexpr int64_t kPieceRows = kPieceRowBlocks * kTile, kPieceOutputs = kPieceOutputBlocks * kTwoTiles;
 constexpr int64_t kFewestRowBlocks = 8;  // copying W costs as much as two or three of them
-
-// Where all of x is two tiles, W comes from memory and is used once: short parts, each line asking for the one so many parts further on.
-constexpr int64_t kStreamSteps = 8, kStreamAhead = 2;
 
 // The loads of tiles do not tell the compiler which memory they read; what it holds of that in registers, or believes unused, is written here.
 inline void FlushToMemory() { asm volatile("" ::: "memory"); }
@@ -120,9 +117,10 @@ void Configure(int64_t rows) {
 }
 
 // Up to kTwoTiles rows of W, inputs [begin, begin + inputs), by tiles: [steps, kTwoTiles, kStep], padded with zeros in a step, with anything in the rows. Each
-// line asks for the one `ahead` numbers further on, if that isn't 0. Four rows at a time, so that lines which are late are waited for together.
+// line asks for the one `ahead` numbers further on, if that isn't 0. kRows rows at a time: one for the sake of memory's pages, or several so that lines from
+// the caches, when they are late, are waited for together.
+template <int64_t kRows>
 void PackOutputs(const Bf16* w, int64_t w_stride, int64_t outputs, int64_t inputs, int64_t ahead, Bf16* to) {
-  constexpr int64_t kRows = 4;
   const int64_t full = inputs / kStep, rest = inputs % kStep;
   for (int64_t first = 0; first < outputs; first += kRows, w += kRows * w_stride, to += kRows * kStep) {
     const int64_t rows = std::min(kRows, outputs - first);
@@ -265,16 +263,16 @@ struct Matrices {
   }
 };
 
-// All rows, at most kTwoTiles, × at most as many outputs. Meanwhile memory is asked for the rows of W at `next`, which come after these.
+// All rows, at most kTwoTiles, × at most as many outputs. W comes from memory and is used once: each line asks for the one a part further on, at last for those
+// of the rows at `next`, which come after these.
 void StreamPiece(const PackedRows& x, const Outputs& piece, const Bf16* next, Bf16* packed, int64_t& configured) {
   alignas(64) float sums[2][2 * kTileFloats];
-  constexpr int64_t kPart = kStreamSteps * kStep, kAhead = kStreamAhead * kPart;
   const int64_t k = piece.w.weight.cols(), stride = piece.w.weight.stride(0);
   const Bf16* from = piece.w.weight.Row<Bf16>(piece.begin);
   const bool one_tile = x.rows <= kTile;  // then its sums stay where they are
   for (int64_t begin = 0; begin < k; begin += kPart) {
     const int64_t inputs = std::min(kPart, k - begin);
-    PackOutputs(from + begin, stride, piece.count, inputs, begin + kAhead < k ? kAhead : next - from + kAhead - k, packed);
+    PackOutputs<1>(from + begin, stride, piece.count, inputs, begin + kPart < k ? kPart : next - from - begin, packed);
     for (int64_t r = 0; r < x.rows; r += kTile) {
       const int64_t rows = x.TileRows(r);
       if (rows != configured) Configure(configured = rows);
@@ -292,7 +290,7 @@ void Stream(ThreadPool& threads, const PackedRows& x, const Matrices& matrices, 
   std::atomic<int64_t> taken{0};
   const auto take = [&] { return taken.fetch_add(1, std::memory_order_relaxed); };
   threads.For(most, 1, [&](int64_t, int64_t, int) {
-    alignas(64) Bf16 packed[kStreamSteps * kTwoTiles * kStep];
+    alignas(64) Bf16 packed[kPart * kTwoTiles];
     int64_t configured = 0;  // rows
     for (int64_t i = take(), next; i < pieces; i = next) {
       next = take();
@@ -305,8 +303,8 @@ void Stream(ThreadPool& threads, const PackedRows& x, const Matrices& matrices, 
 
 // Rows [row, row + rows), at most kPieceRows, × at most kPieceOutputs outputs.
 void MultiplyPiece(const PackedRows& x, const Outputs& piece, int64_t row, int64_t rows) {
-  constexpr int64_t kPart = kPartSteps * kStep, kBlockFloats = 2 * kTileFloats;
-  alignas(64) Bf16 packed[kPartSteps * kTwoTiles * kStep];
+  constexpr int64_t kBlockFloats = 2 * kTileFloats;
+  alignas(64) Bf16 packed[kPart * kTwoTiles];
   alignas(64) float sums[kPieceRows * kPieceOutputs];
   const Tensor& w = piece.w.weight;
   const int64_t k = w.cols(), stride = w.stride(0);
@@ -317,7 +315,7 @@ void MultiplyPiece(const PackedRows& x, const Outputs& piece, int64_t row, int64
     float* block_sums = sums;
     for (int64_t i = 0; i < piece.count; i += kTwoTiles) {
       const int64_t outputs = std::min(kTwoTiles, piece.count - i);
-      PackOutputs(w.Row<Bf16>(piece.begin + i) + begin, stride, outputs, inputs, 0, packed);
+      PackOutputs<4>(w.Row<Bf16>(piece.begin + i) + begin, stride, outputs, inputs, 0, packed);
       const bool last = i + kTwoTiles >= piece.count;
       const Bf16* next = last ? w.Row<Bf16>(piece.begin) + begin + kPart : w.Row<Bf16>(piece.begin + i + kTwoTiles) + begin;
       const int64_t next_rows = last && begin + kPart >= k ? 0 : std::min(kTwoTiles, piece.count - (last ? 0 : i + kTwoTiles));
