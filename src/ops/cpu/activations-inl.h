@@ -110,11 +110,10 @@ HWY_INLINE void Dots(int64_t count, const Row& row, const float* const (&x)[kRow
   }
 }
 
-// finish(r, lanes, i, sum) for each vector i of n columns and each r, with sum = start(r, lanes, i) + Σ_j w[r][j] · row(j) over j < counts[r], in order of j.
-// The counts don't fall.
-template <int kRows, typename Row, typename Start, typename Finish>
-HWY_INLINE void WeightedSums(const int64_t (&counts)[kRows], const float* const (&w)[kRows], const Row& row, int64_t n, const Start& start,
-                             const Finish& finish) {
+// finish(r, lanes, i, sum) for each vector i of n columns and each r, with sum = start(r, lanes, i) + Σ_j weight(r, j) · row(j) over j < counts[r], in order of
+// j. The counts don't fall.
+template <int kRows, typename Weight, typename Row, typename Start, typename Finish>
+HWY_INLINE void WeightedSums(const int64_t (&counts)[kRows], const Weight& weight, const Row& row, int64_t n, const Start& start, const Finish& finish) {
   const int64_t step = LaneCount();
   const auto columns = [&](auto lanes, int64_t i, auto vecs) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
@@ -129,9 +128,9 @@ HWY_INLINE void WeightedSums(const int64_t (&counts)[kRows], const float* const 
       for (int v = 0; v < kVecs; v++) numbers[v] = lanes.Load(row(j) + i + v * step);
 #pragma GCC unroll 4
       for (int r = first_row(); r < kRows; r++) {
-        const Vec weight = hn::Set(F32(), w[r][j]);
+        const Vec factor = hn::Set(F32(), weight(r, j));
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::MulAdd(weight, numbers[v], sums[r][v]);
+        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::MulAdd(factor, numbers[v], sums[r][v]);
       }
     };
     int64_t j = 0;

@@ -38,10 +38,9 @@ template <int kRows>
 void AddBlock(const KeyBlock& block, const int64_t (&keys)[kRows], const float* const (&q)[kRows], float scale, int64_t head_dim, bool first, Softmax* softmax,
               float* const (&y)[kRows]) {
   HWY_ALIGN float p[kRows][kKvBlock];
-  const float* weights[kRows];
   float* scores[kRows];
   float before[kRows], now[kRows];
-  for (int r = 0; r < kRows; r++) weights[r] = scores[r] = p[r];
+  for (int r = 0; r < kRows; r++) scores[r] = p[r];
   Dots(
       keys[kRows - 1], [&](int64_t i) HWY_ATTR { return block.k + i * block.k_stride; }, q, head_dim, scores);
   for (int r = 0; r < kRows; r++) {
@@ -59,7 +58,8 @@ void AddBlock(const KeyBlock& block, const int64_t (&keys)[kRows], const float* 
     softmax[r] = {new_top, first ? sum : softmax[r].sum * before[r] + sum * now[r]};
   }
   WeightedSums(
-      keys, weights, [&](int64_t i) HWY_ATTR { return block.v + i * block.v_stride; }, head_dim, [](int, auto, int64_t) HWY_ATTR { return hn::Zero(F32()); },
+      keys, [&](int r, int64_t i) HWY_ATTR { return p[r][i]; }, [&](int64_t i) HWY_ATTR { return block.v + i * block.v_stride; }, head_dim,
+      [](int, auto, int64_t) HWY_ATTR { return hn::Zero(F32()); },
       [&](int r, auto lanes, int64_t i, Vec o)
           HWY_ATTR { lanes.Store(first ? o : hn::MulAdd(o, hn::Set(F32(), now[r]), hn::Mul(lanes.Load(y[r] + i), hn::Set(F32(), before[r]))), y[r] + i); });
 }

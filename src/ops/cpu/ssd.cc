@@ -61,14 +61,14 @@ template <int kTokens>
 void ScanTokens(const ScanShape& shape, const HeadNumbers& head, const Chunk& c, Decays& decays, int64_t t, const float* const (&scores)[kTokens],
                 const float* carried, int64_t first, int64_t rows, float* const (&y)[kTokens]) {
   HWY_ALIGN float weights[kTokens][kSsdChunk];
-  const float *token_c[kTokens], *ws[kTokens];
+  const float* token_c[kTokens];
   float from_start[kTokens];
   int64_t counts[kTokens];
   for (int i = 0; i < kTokens; i++) {
     decays.MoveTo(c, t + i);
     decays.DecayedSteps(c, t + i, weights[i]);
     for (int64_t s = 0; s <= t + i; s++) weights[i][s] *= scores[i][s];
-    token_c[i] = c.input[t + i] + shape.c, ws[i] = weights[i], from_start[i] = ExpOf(decays.from_start), counts[i] = t + i + 1;
+    token_c[i] = c.input[t + i] + shape.c, from_start[i] = ExpOf(decays.from_start), counts[i] = t + i + 1;
   }
   if (carried)
     Dots(
@@ -76,31 +76,32 @@ void ScanTokens(const ScanShape& shape, const HeadNumbers& head, const Chunk& c,
   const Vec d = hn::Set(F32(), head.d);
   const int64_t x = shape.x + first;
   WeightedSums(
-      counts, ws, [&](int64_t s) HWY_ATTR { return c.input[s] + x; }, rows,
+      counts, [&](int i, int64_t s) HWY_ATTR { return weights[i][s]; }, [&](int64_t s) HWY_ATTR { return c.input[s] + x; }, rows,
       [&](int i, auto lanes, int64_t at) HWY_ATTR { return carried ? hn::Mul(hn::Set(F32(), from_start[i]), lanes.Load(y[i] + at)) : hn::Zero(F32()); },
       [&](int i, auto lanes, int64_t at, Vec sum) HWY_ATTR { lanes.Store(hn::MulAdd(d, lanes.Load(c.input[t + i] + x + at), sum), y[i] + at); });
 }
 
 // next = a(b, last) · S + Σ_s a(s, last) · dt_s · x_s ⊗ B_s, summed in order of s, for a full chunk. `next` may be `carried` itself.
 void AdvanceState(const ScanShape& shape, const Chunk& c, const Decays& decays, const float* carried, int64_t first, int64_t rows, float* next) {
-  HWY_ALIGN float steps[kSsdChunk], weights[kTogether][kSsdChunk];
+  constexpr int64_t kBlock = 64;  // rows whose weighted inputs are kept
+  HWY_ALIGN float steps[kSsdChunk], weights[kSsdChunk][kBlock];
   decays.DecayedSteps(c, kSsdChunk - 1, steps);
   const Vec decay = hn::Set(F32(), ExpOf(decays.from_start));
-  for (int64_t p = 0; p < rows; p += kTogether)
+  for (int64_t p = 0; p < rows; p += kTogether) {
+    if (p % kBlock == 0)
+      for (int64_t s = 0; s < kSsdChunk; s++) ScaleRow(steps[s], c.input[s] + shape.x + first + p, weights[s], std::min(kBlock, rows - p));
     WithRows<kTogether>(std::min<int64_t>(kTogether, rows - p), [&](auto count) HWY_ATTR {
       constexpr int kRows = decltype(count)::value;
-      const float *ws[kRows], *from[kRows];
-      float* to[kRows];
+      const float* from = carried ? carried + p * shape.state : nullptr;
+      float* to = next + p * shape.state;
       int64_t counts[kRows];
-      for (int r = 0; r < kRows; r++) {
-        for (int64_t s = 0; s < kSsdChunk; s++) weights[r][s] = steps[s] * c.input[s][shape.x + first + p + r];
-        ws[r] = weights[r], from[r] = carried ? carried + (p + r) * shape.state : nullptr, to[r] = next + (p + r) * shape.state, counts[r] = kSsdChunk;
-      }
+      std::fill_n(counts, kRows, kSsdChunk);
       WeightedSums(
-          counts, ws, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, shape.state,
-          [&](int r, auto lanes, int64_t i) HWY_ATTR { return carried ? hn::Mul(decay, lanes.Load(from[r] + i)) : hn::Zero(F32()); },
-          [&](int r, auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(sum, to[r] + i); });
+          counts, [&](int r, int64_t s) HWY_ATTR { return weights[s][p % kBlock + r]; }, [&](int64_t s) HWY_ATTR { return c.input[s] + shape.b; }, shape.state,
+          [&](int r, auto lanes, int64_t i) HWY_ATTR { return from ? hn::Mul(decay, lanes.Load(from + r * shape.state + i)) : hn::Zero(F32()); },
+          [&](int r, auto lanes, int64_t i, Vec sum) HWY_ATTR { lanes.Store(sum, to + r * shape.state + i); });
     });
+  }
 }
 
 // The scores of rows [first, last) of a sequence's rows, for all groups.
@@ -118,33 +119,37 @@ void ScoreRows(const Scan& scan, const Sequence& s, int64_t first, int64_t last)
   }
 }
 
-// Rows [first, first + rows) of one head's state through one sequence. They depend on no other row of the state.
-void ScanHead(const Scan& scan, const Sequence& s, int64_t h, int64_t first, int64_t rows) {
-  const ScanShape shape = scan.ShapeOf(h);
-  const HeadNumbers head = scan.NumbersOf(h);
+// Rows [first, first + rows) of the states of `heads` heads, from h on, through one sequence. They depend on no other row of a state. Heads go through a chunk
+// one after the other while its B and C, which a group shares, are in the cache.
+void ScanHeads(const Scan& scan, const Sequence& s, int64_t h, int64_t heads, int64_t first, int64_t rows) {
   const bool kept = scan.Keeps(s);
-  HWY_ALIGN float scratch[kScanScratch];
+  HWY_ALIGN float scratch[kScanHeads][kScanScratch];
   const int64_t end = s.position + s.rows;
   Chunk c;
   for (int64_t b = s.position - s.position % kSsdChunk; b < end; b += kSsdChunk) {
     c.tokens = std::min(kSsdChunk, end - b);
-    for (int64_t i = 0; i < c.tokens; i++) c.input[i] = scan.Input(s, b + i), c.dt[i] = scan.RawStep(s, b + i, h);
-    TakeSteps(head, c);
-    const int64_t offset = first * shape.state;
-    const float* carried = b == 0 ? nullptr : kept ? scan.Boundary(s, b, h) + offset : scratch;
-    Decays decays;
-    int64_t t = 0;
-    for (; b + t < s.position; t++) decays.MoveTo(c, t);
-    while (t < c.tokens)
-      WithRows<kTogether>(std::min<int64_t>(kTogether, c.tokens - t), [&](auto count) HWY_ATTR {
-        constexpr int kTokens = decltype(count)::value;
-        const float* scores[kTokens];
-        float* y[kTokens];
-        for (int i = 0; i < kTokens; i++) scores[i] = scan.Scores(s, b + t + i, h), y[i] = scan.Output(s, b + t + i) + shape.x + first;
-        ScanTokens<kTokens>(shape, head, c, decays, t, scores, carried, first, rows, y);
-        t += kTokens;
-      });
-    if (c.tokens == kSsdChunk) AdvanceState(shape, c, decays, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h) + offset : scratch);
+    for (int64_t i = 0; i < c.tokens; i++) c.input[i] = scan.Input(s, b + i);
+    for (int64_t j = 0; j < heads; j++) {
+      const ScanShape shape = scan.ShapeOf(h + j);
+      const HeadNumbers head = scan.NumbersOf(h + j);
+      for (int64_t i = 0; i < c.tokens; i++) c.dt[i] = scan.RawStep(s, b + i, h + j);
+      TakeSteps(head, c);
+      const int64_t offset = first * shape.state;
+      const float* carried = b == 0 ? nullptr : kept ? scan.Boundary(s, b, h + j) + offset : scratch[j];
+      Decays decays;
+      int64_t t = 0;
+      for (; b + t < s.position; t++) decays.MoveTo(c, t);
+      while (t < c.tokens)
+        WithRows<kTogether>(std::min<int64_t>(kTogether, c.tokens - t), [&](auto count) HWY_ATTR {
+          constexpr int kTokens = decltype(count)::value;
+          const float* scores[kTokens];
+          float* y[kTokens];
+          for (int i = 0; i < kTokens; i++) scores[i] = scan.Scores(s, b + t + i, h + j), y[i] = scan.Output(s, b + t + i) + shape.x + first;
+          ScanTokens<kTokens>(shape, head, c, decays, t, scores, carried, first, rows, y);
+          t += kTokens;
+        });
+      if (c.tokens == kSsdChunk) AdvanceState(shape, c, decays, carried, first, rows, kept ? scan.Boundary(s, b + kSsdChunk, h + j) + offset : scratch[j]);
+    }
   }
 }
 
@@ -156,7 +161,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace bamba::cpu {
 
-HWY_EXPORT(ScanHead);
+HWY_EXPORT(ScanHeads);
 HWY_EXPORT(ScoreRows);
 
 namespace {
@@ -189,14 +194,17 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
   ctx.threads->For(xbc.rows(), Grain(kSsdChunk / 2 * shape.groups * shape.state), [&](int64_t begin, int64_t end, int) {
     ForSequences(batch, begin, end, [&](const Sequence& s, int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(ScoreRows)(scan, s, first, last); });
   });
-  const int64_t rows = std::clamp<int64_t>(kScanScratch / shape.state, 1, shape.head_dim), pieces = (shape.head_dim + rows - 1) / rows;
-  const int64_t sequences = static_cast<int64_t>(batch.sequences.size()), per_sequence = shape.heads * pieces;
-  const int64_t operations = (2 * rows + kSsdChunk) * shape.state * (xbc.rows() / sequences + 1);
+  // Pieces of several heads, if all threads have some, or of a part of a head's rows.
+  const int64_t rows = std::clamp<int64_t>(kScanScratch / shape.state, 1, shape.head_dim), pieces = CeilDiv(shape.head_dim, rows);
+  const int64_t sequences = static_cast<int64_t>(batch.sequences.size());
+  const int64_t heads = pieces > 1 ? 1 : std::clamp<int64_t>(sequences * shape.heads / (4 * ctx.threads->threads()), 1, kScanHeads);
+  const int64_t parts = CeilDiv(shape.heads, heads), per_sequence = parts * pieces;
+  const int64_t operations = heads * (2 * rows + kSsdChunk) * shape.state * (xbc.rows() / sequences + 1);
   ctx.threads->For(sequences * per_sequence, Grain(operations), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
-      const int64_t first = i % pieces * rows;
-      HWY_DYNAMIC_DISPATCH(ScanHead)
-      (scan, batch.sequences[static_cast<size_t>(i / per_sequence)], i % per_sequence / pieces, first, std::min(rows, shape.head_dim - first));
+      const int64_t first = i % pieces * rows, h = i % per_sequence / pieces * heads;
+      HWY_DYNAMIC_DISPATCH(ScanHeads)
+      (scan, batch.sequences[static_cast<size_t>(i / per_sequence)], h, std::min(heads, shape.heads - h), first, std::min(rows, shape.head_dim - first));
     }
   });
   KeepInputs(ctx, xbc, dt, batch, state);

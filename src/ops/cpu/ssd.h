@@ -8,6 +8,9 @@ namespace bamba::cpu {
 // Floats of a state that one piece of work carries from chunk to chunk where the sequence has no slot.
 inline constexpr int64_t kScanScratch = 16384;
 
+// Heads that one piece of work takes at most.
+inline constexpr int64_t kScanHeads = 4;
+
 // Columns of a head's x, B and C in a row of the scan's input, and the length of B and C.
 struct ScanShape {
   int64_t x, b, c, state;
