@@ -68,14 +68,9 @@ std::string ReadFile(const std::string& path) {
   }
 }
 
-namespace {
-
-constexpr std::string_view kTemporary = ".tmp-";  // and the number of the process that writes it
-
-// Removes temporary files for `path` whose writers were killed. What cannot be read or removed stays: it is in nobody's way.
-void RemoveLeftovers(const std::string& path) {
+std::string TemporaryName(const std::string& path) {
   namespace fs = std::filesystem;
-  const std::string prefix = fs::path(path).filename().string() + std::string(kTemporary), folder = fs::path(path).parent_path().string();
+  const std::string file = fs::path(path).filename().string(), folder = fs::path(path).parent_path().string(), prefix = file + ".tmp-";
   std::error_code fault;
   for (fs::directory_iterator at(folder.empty() ? "." : folder, fault), end; !fault && at != end; at.increment(fault)) {
     const std::string name = at->path().filename().string();
@@ -83,21 +78,20 @@ void RemoveLeftovers(const std::string& path) {
     pid_t writer = 0;
     const char* last = name.data() + name.size();
     const auto [rest, bad] = std::from_chars(name.data() + prefix.size(), last, writer);
-    if (bad == std::errc() && rest == last && writer > 0 && kill(writer, 0) != 0 && errno == ESRCH) unlink(at->path().c_str());
+    if (bad != std::errc() || rest != last || writer <= 0) continue;
+    const bool gone = writer == getpid() || (kill(writer, 0) != 0 && errno == ESRCH);  // our number was another's, then
+    std::error_code ignored;
+    if (gone) fs::remove_all(at->path(), ignored);
   }
+  return fmt::format("{}.tmp-{}", path, getpid());
 }
-
-}  // namespace
 
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   struct stat info;
   bool exists = stat(path.c_str(), &info) == 0;
   if (exists && S_ISDIR(info.st_mode)) throw Error("{}: is a directory, expected a file name", path);
   bool device = exists && !S_ISREG(info.st_mode);
-  if (!device) {
-    RemoveLeftovers(path);
-    temporary_ = fmt::format("{}{}{}", path, kTemporary, getpid());
-  }
+  if (!device) temporary_ = TemporaryName(path);
   fd_ = open(device ? path.c_str() : temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd_ < 0) throw Error("{}: cannot be created: {}", path, std::strerror(errno));
 }

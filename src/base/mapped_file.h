@@ -36,9 +36,12 @@ void ExpectReading(const void* data, size_t bytes);
 // A file's whole text; path "-" reads standard input. Throws Error.
 std::string ReadFile(const std::string& path);
 
+// A name beside `path` for what is to take its place: path.tmp-N, of this process, N. Removes what killed processes left under such names, files and
+// directories; what cannot be read or removed stays, as it is in nobody's way.
+std::string TemporaryName(const std::string& path);
+
 // Writes under a temporary name beside `path` and takes that name only in Commit(): readers see the old file or the whole new one, never a half.
 // A device or a pipe is written as it is.
-// Temporary files for `path` that killed processes left are removed by the next writer.
 // Every call throws Error with the system's reason (disk full, no permission); without Commit the destructor removes the temporary file.
 class FileWriter {
  public:

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
-#include <random>
 
 #include "base/error.h"
 #include "base/mapped_file.h"
@@ -193,8 +192,7 @@ class NewDirectory {
       if (!empty && !replace) throw Error("{}: is not empty; choose another name, or --force to replace the model there", path);
       if (!empty && !model) throw Error("{}: is not empty and holds no config.json, so it is no model that --force may replace; choose another name", path);
     }
-    temporary_ = path_;
-    temporary_ += fmt::format(".tmp-{:08x}", std::random_device()());
+    temporary_ = TemporaryName(path_.string());
     fs::create_directories(temporary_);
   }
   ~NewDirectory() {

@@ -5,11 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
-#include "base/error.h"
+#include "tests/support/files.h"
 
 namespace bamba {
 namespace {
@@ -19,28 +18,12 @@ using testing::HasSubstr;
 
 class FileTest : public testing::Test {
  protected:
-  FileTest() {
-    std::string pattern = testing::TempDir() + "/bamba-XXXXXX";
-    directory_ = mkdtemp(pattern.data());
-  }
-  ~FileTest() override { fs::remove_all(directory_); }
-
-  std::string Path(const std::string& name) const { return (directory_ / name).string(); }
+  std::string Path(const std::string& name) const { return directory_ / name; }
   void Put(const std::string& name, const std::string& text) const { std::ofstream(Path(name), std::ios::binary) << text; }
-  size_t Files() const { return static_cast<size_t>(std::distance(fs::directory_iterator(directory_), fs::directory_iterator())); }
+  size_t Files() const { return static_cast<size_t>(std::distance(fs::directory_iterator(directory_.path()), fs::directory_iterator())); }
 
-  fs::path directory_;
+  TemporaryDirectory directory_;
 };
-
-template <typename Call>
-std::string ErrorOf(const Call& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 TEST_F(FileTest, MapsAndReadsTheSameBytes) {
   std::string text("a\0b\xff\n", 5);
@@ -83,8 +66,8 @@ TEST_F(FileTest, EmptyFilesAreEmpty) {
 TEST_F(FileTest, WhatCannotBeReadIsNamed) {
   EXPECT_THAT(ErrorOf([&] { MappedFile(Path("none")); }), HasSubstr("none: cannot be opened: No such file"));
   EXPECT_THAT(ErrorOf([&] { ReadFile(Path("none")); }), HasSubstr("none: cannot be opened: No such file"));
-  EXPECT_THAT(ErrorOf([&] { MappedFile{directory_.string()}; }), HasSubstr("is a directory"));
-  EXPECT_THAT(ErrorOf([&] { ReadFile(directory_.string()); }), HasSubstr("directory"));
+  EXPECT_THAT(ErrorOf([&] { MappedFile{directory_.path()}; }), HasSubstr("is a directory"));
+  EXPECT_THAT(ErrorOf([&] { ReadFile(directory_.path()); }), HasSubstr("directory"));
   EXPECT_THAT(ErrorOf([&] { MappedFile("/dev/null"); }), HasSubstr("not a regular file"));
 }
 
@@ -118,15 +101,19 @@ TEST_F(FileTest, WriterRemovesWhatKilledOnesLeft) {
   const std::string left = "f.tmp-" + std::to_string(gone), others[] = {"f.tmp-1", "f.tmp-" + std::to_string(gone) + "x", "f.tmp-", "g" + left, "f.tmp--5"};
   Put(left, "half");
   for (const std::string& name : others) Put(name, "kept");
+  fs::create_directory(Path("d.tmp-" + std::to_string(gone)));
+  Put("d.tmp-" + std::to_string(gone) + "/half", "half");
   FileWriter w(Path("f"));
   w.Commit();
   EXPECT_FALSE(fs::exists(Path(left)));
+  EXPECT_EQ(TemporaryName(Path("d")), Path("d.tmp-" + std::to_string(getpid())));
+  EXPECT_FALSE(fs::exists(Path("d.tmp-" + std::to_string(gone))));
   for (const std::string& name : others) EXPECT_TRUE(fs::exists(Path(name))) << name;
 }
 
 TEST_F(FileTest, WriterNamesWhatCannotBeWritten) {
   EXPECT_THAT(ErrorOf([&] { FileWriter(Path("no/such/place")); }), HasSubstr("place: cannot be created: No such file"));
-  EXPECT_THAT(ErrorOf([&] { FileWriter{directory_.string()}; }), HasSubstr("is a directory"));
+  EXPECT_THAT(ErrorOf([&] { FileWriter{directory_.path()}; }), HasSubstr("is a directory"));
 }
 
 TEST_F(FileTest, AFullDiskIsAnErrorAndTheDeviceStays) {

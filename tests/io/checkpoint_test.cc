@@ -1,5 +1,8 @@
 #include "io/checkpoint.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -154,6 +157,19 @@ TEST(Checkpoint, TheOutputAppearsWholeOrNotAtAll) {
   SaveModel(LoadModel(d / "m"), d / "m", {.form = CheckpointForm::kMambaSsm, .carry_from = d / "m", .replace = true});  // onto itself
   ExpectSameBytes(model, LoadModel(d / "m"));
   EXPECT_FALSE(fs::exists(d / "m/model.safetensors"));
+}
+
+// What a killed conversion to the same place left goes with the next.
+TEST(Checkpoint, RemovesWhatKilledConversionsLeft) {
+  TemporaryDirectory d;
+  const pid_t gone = fork();
+  if (gone == 0) _exit(0);
+  ASSERT_EQ(waitpid(gone, nullptr, 0), gone);
+  const std::string left = d / "m.tmp-" + std::to_string(gone), other = d / "n.tmp-" + std::to_string(gone);
+  for (const std::string& directory : {left, other}) fs::create_directory(directory), WriteFile(directory + "/model.safetensors", "half");
+  SaveModel(RandomModel(TinyConfig(1, {}), 1), d / "m", {});
+  EXPECT_FALSE(fs::exists(left));
+  EXPECT_TRUE(fs::exists(other));
 }
 
 // A checkpoint whose tensors `change` has altered.
