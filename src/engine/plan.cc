@@ -29,7 +29,7 @@ int64_t Product(int64_t a, int64_t b) {
 
 int64_t PrefillRows(const Config& c, const Execution& execution) {
   if (execution.accelerator) return 8192;
-  if (!execution.precise && cpu::CurrentSimd() == cpu::SimdLevel::kAmx) return 1024;
+  if (!execution.precise && cpu::CurrentSimd() == cpu::SimdLevel::kAmx) return execution.threads < 8 ? 1024 : 2048;
   return c.ffn <= 4096 && c.inner() <= 4096 ? 512 : 256;
 }
 

@@ -13,7 +13,7 @@ namespace bamba {
 
 // Rows of a prompt that go through the model at a time. On the CPU the weights are read and turned each time; between the times the program can be interrupted,
 // and the more rows, the larger the temporaries: a large model, where a row is much work, gets fewer, unless AMX multiplies so fast that reading the weights
-// would take as long. A GPU wants enough rows to fill it many times over, and has the memory.
+// would take as long, and many threads want pieces to share. A GPU wants enough rows to fill it many times over, and has the memory.
 int64_t PrefillRows(const Config& c, const Execution& execution);
 
 // Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
