@@ -67,7 +67,7 @@ void AddBlock(const KeyBlock& block, const int64_t (&keys)[kRows], const float* 
 // One head of rows [first, last) of a sequence. Some rows go through a block of keys together, while it is in the cache.
 void AttendRows(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionShape& shape, const Sequence& s, const KvPages& kv, int64_t head,
                 int64_t first, int64_t last, const Tensor& y) {
-  constexpr int64_t kRows = 16;
+  constexpr int64_t kRows = 64;
   Softmax softmax[kRows];
   const int64_t dim = shape.head_dim, kv_column = head / (shape.heads / shape.kv_heads) * dim;
   const float scale = static_cast<float>(shape.scale);
@@ -132,7 +132,8 @@ void Attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, 
   int64_t keys = 0;  // of the longest sequence
   for (const Sequence& s : batch.sequences) keys = std::max(keys, s.position + s.rows);
   // Neighbouring rows share the keys in the cache, so a head's rows stay together up to a point.
-  const int64_t grain = std::max(Grain(2 * keys * shape.head_dim), std::min<int64_t>(rows, 16));
+  const int64_t together = std::clamp<int64_t>(rows * shape.heads / (32 * ctx.threads->threads()), 16, 64);
+  const int64_t grain = std::max(Grain(2 * keys * shape.head_dim), std::min(rows, together));
   ctx.threads->For(rows * shape.heads, grain, [&](int64_t begin, int64_t end, int) {
     while (begin < end) {
       const int64_t head = begin / rows, first = begin % rows, last = std::min(rows, first + end - begin);
