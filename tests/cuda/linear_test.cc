@@ -125,6 +125,8 @@ TEST(CudaLinear, ARowHasTheSameBitsAloneAndAmongMany) {
     ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {200, in, 129, in % 32 == 0 ? 8 : 0});
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {1700, 512, 1300, 0});   // tiles of 128
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {140, 14336, 4100, 0});  // more inputs than shared memory takes, more tiles than blocks
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {200, 2312, 4096, 0});  // two halves of the inputs, where two blocks share a tile
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {140, 520, 9000, 8});   // more outputs than a tile of each multiprocessor
 }
 
 // rms error against double at most twice that of f32 sums in plain order, rounded to bf16.

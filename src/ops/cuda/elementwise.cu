@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "ops/cuda/state.cuh"
+#include "ops/cuda/rows.cuh"
 
 namespace bamba::cuda {
 namespace {
@@ -55,18 +55,6 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(const int32_t* tokens, M
       for (int i = 0; i < kStore; i++) to.at[i] = scale * ToFloat(from.at[part + i]);
       Store(reinterpret_cast<Pack<float, kStore>*>(x.Row(row) + unit * kCount + part), to);
     }
-  }
-}
-
-// x / (1 + e^−x) by e^−|x|, which never overflows.
-template <typename T>
-__device__ __forceinline__ float Silu(float x) {
-  if constexpr (std::is_same_v<T, float>) {
-    const float e = expf(-fabsf(x)), quotient = 1 / (1 + e);
-    return x * (x < 0 ? e * quotient : quotient);
-  } else {
-    const float e = __expf(-fabsf(x));
-    return x * __fdividef(x < 0 ? e : 1, 1 + e);
   }
 }
 

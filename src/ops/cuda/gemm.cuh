@@ -21,22 +21,22 @@ struct Product {
 void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
 
 // bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
-// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's; Skinny does either. So Skinny with Tiled, `natural`
-// Skinny with Hopper, and Halves with Hopper have the same bits for any number of rows.
+// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's. So Skinny and Tiled, and FewRows and Hopper, have the
+// same bits for any number of rows.
 inline constexpr int64_t kPiece = 256;
-inline constexpr int64_t kSkinnyRows = 64;                         // at most
-void SkinnyProduct(State& state, const Product& p, bool natural);  // at the speed of reading the weights
-void TiledProduct(State& state, const Product& p);                 // for many rows
-bool HasHopperProduct(const State& state);
-void HopperProduct(State& state, const Product& p);  // for many rows, where HasHopperProduct
-inline constexpr int64_t kHalvesRows = 64;           // at most
-void HalvesProduct(State& state, const Product& p);  // at the speed of reading the weights, where FirstHalf is less than all
+inline constexpr int64_t kSkinnyRows = 64;            // at most
+void SkinnyProduct(State& state, const Product& p);   // at the speed of reading the weights
+void TiledProduct(State& state, const Product& p);    // for many rows
+bool HasHopperProducts(const State& state);           // then there are
+inline constexpr int64_t kFewRows = 64;               // at most
+void FewRowsProduct(State& state, const Product& p);  // at the speed of reading the weights
+void HopperProduct(State& state, const Product& p);   // for many rows
 
 // With Hopper's instructions, an element of a long product with few outputs is the sum of two such sums, over the first so many inputs and over the rest, since
 // two multiprocessors share its tile when there are few rows. All inputs elsewhere.
 inline int64_t FirstHalf(const State& state, const Product& p) {
   const int64_t pieces = DivideUp(p.in, kPiece);
-  return HasHopperProduct(state) && p.out <= 32 * state.sms() && pieces >= 8 ? pieces / 2 * kPiece : p.in;
+  return HasHopperProducts(state) && p.out <= 32 * state.sms() && pieces >= 8 ? pieces / 2 * kPiece : p.in;
 }
 
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.
@@ -51,8 +51,10 @@ inline bool VectorsFit(const Product& p) {
 
 __device__ __forceinline__ void StoreResult(const Product& p, int64_t row, int64_t column, float sum) {
   const float value = p.bias ? sum + p.bias[column] : sum;
-  if (p.wide) static_cast<float*>(p.y)[row * p.y_stride + column] = value;
-  else static_cast<bf16*>(p.y)[row * p.y_stride + column] = __float2bfloat16_rn(value);
+  if (p.wide)
+    static_cast<float*>(p.y)[row * p.y_stride + column] = value;
+  else
+    static_cast<bf16*>(p.y)[row * p.y_stride + column] = __float2bfloat16_rn(value);
 }
 
 // 32 inputs of 16 outputs (a: rows g, a8: rows g + 8) by 8 rows of x (b): c += a bᵀ. Lane 4g + t brings inputs 8t … 8t+7 of its rows as they lie in memory; the

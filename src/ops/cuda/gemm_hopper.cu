@@ -13,7 +13,7 @@ template <int kConsumers, int kRows>
 struct Tiles {
   static constexpr int kThreads = (kConsumers + 1) * 128, kOutputs = 64 * kConsumers;
   static constexpr int kWeights = kOutputs * kStageInputs * 2, kX = kRows * kStageInputs * 2, kStage = kWeights + kX;
-  static constexpr int kStages = std::min(kRows > 16 ? 8 : 16, 200 * 1024 / kStage);
+  static constexpr int kStages = std::min(8, 200 * 1024 / kStage);
   static constexpr int kShared = kStages * kStage + kConsumers * 4 * kResultBytes<kRows> + 1024;  // stages are aligned to 1024 bytes within it
 };
 
@@ -166,19 +166,12 @@ CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, in
   return map;
 }
 
-bool HasHopperProduct(const State& state) { return state.hopper() && Encoder() != nullptr; }
+bool HasHopperProducts(const State& state) { return state.hopper() && Encoder() != nullptr; }
 
 void HopperProduct(State& state, const Product& p) {
   CHECK(p.rows < (int64_t{1} << 30) && p.out < (int64_t{1} << 30) && p.in < (int64_t{1} << 30));
   // The least rounds of blocks, each as long as what it reads or multiplies. Results don't depend on it.
   const auto rounds = [&](int64_t outputs, int64_t rows) { return DivideUp(DivideUp(p.out, outputs) * DivideUp(p.rows, rows), state.sms()); };
-  if (p.rows <= 64) {
-    const bool narrow = rounds(64, 64) * (64 + p.rows) < rounds(128, 64) * (128 + p.rows);
-    if (p.rows <= 8) return narrow ? Run<1, 8>(state, p) : Run<2, 8>(state, p);
-    if (p.rows <= 16) return narrow ? Run<1, 16>(state, p) : Run<2, 16>(state, p);
-    if (p.rows <= 32) return narrow ? Run<1, 32>(state, p) : Run<2, 32>(state, p);
-    return narrow ? Run<1, 64>(state, p) : Run<2, 64>(state, p);
-  }
   const auto cost = [&](int64_t rows) { return rounds(128, rows) * (rows + 24); };
   const int64_t least = std::min({cost(64), cost(128), cost(192)});
   if (least == cost(192)) Run<2, 192>(state, p);

@@ -62,10 +62,10 @@ __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64
 __device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
-                   SharedAddress(to)),
-               "l"(map), "r"(SharedAddress(barrier)), "r"(k), "r"(row), "l"(policy)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(to)),
+      "l"(map), "r"(SharedAddress(barrier)), "r"(k), "r"(row), "l"(policy)
+      : "memory");
 }
 
 // Rows of 128 bytes in groups of eight, 1024 bytes each, swizzled over 128 bytes.
@@ -147,8 +147,7 @@ __device__ __forceinline__ void StoreSums(const Product& p, const float (&total)
 #pragma unroll
   for (int chunk = 0; chunk < (kRows + 31) / 32; chunk++) {
 #pragma unroll
-    for (int i = 0; i < kChunkRows / 2; i++)
-      result[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kResultPitch + lane / 4 + i % 4 / 2 * 8] = total[chunk * 16 + i];
+    for (int i = 0; i < kChunkRows / 2; i++) result[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kResultPitch + lane / 4 + i % 4 / 2 * 8] = total[chunk * 16 + i];
     __syncwarp();
     if (vectors && output + 16 <= p.out) {
       const int lanes = p.wide ? 4 : 2;  // of a row, 16 bytes each

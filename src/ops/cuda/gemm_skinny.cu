@@ -37,13 +37,7 @@ struct Source {
 
 __host__ __device__ constexpr int SumPitch(int out) { return 16 * out + 4; }  // four lanes' pairs of rows fall into different banks
 
-// Of 32 inputs, of which lane t of four has 8t … 8t+7: lets the first product have inputs 0 … 15 and the second one 16 … 31, as Hopper's warpgroup products do.
-__device__ __forceinline__ uint4 Natural(const uint4& v, bool low) {
-  const uint32_t first = __shfl_xor_sync(~0u, low ? v.z : v.x, 2), second = __shfl_xor_sync(~0u, low ? v.w : v.y, 2);
-  return low ? uint4{v.x, v.y, first, second} : uint4{first, second, v.z, v.w};
-}
-
-template <int kOut, int kRow, int kDepth, bool kXShared, int kBlocks, bool kNatural>
+template <int kOut, int kRow, int kDepth, bool kXShared, int kBlocks>
 __global__ void __launch_bounds__(kThreads, kBlocks) SkinnyKernel(Product p) {
   constexpr int kTile = 16 * kOut, kPitch = SumPitch(kOut), kElements = (kTile * kRow * 8 + kThreads - 1) / kThreads;
   extern __shared__ __align__(16) char shared[];
@@ -52,8 +46,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) SkinnyKernel(Product p) {
   const int rows = static_cast<int>(p.rows), in = static_cast<int>(p.in), pieces = (in + kPiece - 1) / static_cast<int>(kPiece);
   const int rounds = (pieces + kWarps - 1) / kWarps, tiles = static_cast<int>((p.out + kTile - 1) / kTile);
   float* const sums = reinterpret_cast<float*>(shared);  // [2][kWarps][rows][kPitch]
-  constexpr int kSecond = 16;  // a lane's inputs for the second product of a pair lie so much further, where they follow each other
-  const int x_at = kNatural ? t % 2 * 8 + t / 2 * 4 : 8 * t;
   bf16* const xs = reinterpret_cast<bf16*>(shared + sizeof(float) * 2 * kWarps * kPitch * rows);
   const int x_pitch = pieces * static_cast<int>(kPiece) + 32;  // rows begin 64 bytes apart within 128: eight lanes read 16 bytes each from different banks
   const uint64_t policy = ReadOncePolicy();
@@ -103,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) SkinnyKernel(Product p) {
 #pragma unroll
   for (int n = 0; n < kRow; n++) {
     const int r = min(n * 8 + g, rows - 1);
-    x_row[n] = (kXShared ? xs + r * x_pitch : x + r * p.x_stride) + x_at;
+    x_row[n] = (kXShared ? xs + r * x_pitch : x + r * p.x_stride) + 8 * t;
   }
 
   float total[kElements] = {};
@@ -123,21 +115,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) SkinnyKernel(Product p) {
           uint4 b[kRow];
 #pragma unroll
           for (int n = 0; n < kRow; n++) {
-            if constexpr (kNatural) {
-              const uint2 zero = {}, low = kXShared || k + x_at < in ? *reinterpret_cast<const uint2*>(x_row[n] + k) : zero;
-              const uint2 high = kXShared || k + x_at + kSecond < in ? *reinterpret_cast<const uint2*>(x_row[n] + k + kSecond) : zero;
-              b[n] = {low.x, low.y, high.x, high.y};
-            } else {
-              b[n] = kXShared || k + x_at < in ? *reinterpret_cast<const uint4*>(x_row[n] + k) : uint4{};
-            }
+            b[n] = kXShared || k + 8 * t < in ? *reinterpret_cast<const uint4*>(x_row[n] + k) : uint4{};
           }
 #pragma unroll
-          for (int m = 0; m < kOut; m++) {
-            const uint4 a = kNatural ? Natural(ring[c % kDepth][m][0][j], t < 2) : ring[c % kDepth][m][0][j];
-            const uint4 a8 = kNatural ? Natural(ring[c % kDepth][m][1][j], t < 2) : ring[c % kDepth][m][1][j];
+          for (int m = 0; m < kOut; m++)
 #pragma unroll
-            for (int n = 0; n < kRow; n++) MmaPair(sum[m][n], a, a8, b[n]);
-          }
+            for (int n = 0; n < kRow; n++) MmaPair(sum[m][n], ring[c % kDepth][m][0][j], ring[c % kDepth][m][1][j], b[n]);
         }
       }
       if (c + kDepth < kChunks) load(ring[c % kDepth], now, c + kDepth);
@@ -187,34 +170,32 @@ int SharedLimit() {
 }
 
 template <int kOut, int kRow, int kDepth, bool kXShared, int kBlocks>
-void Run(State& state, const Product& p, bool natural, size_t shared) {
+void Run(State& state, const Product& p, size_t shared) {
   const int64_t tiles = DivideUp(p.out, 16 * kOut);
   const int64_t blocks = shared * kBlocks + 2048 <= static_cast<size_t>(SharedLimit()) ? kBlocks : 1;
-  const auto launch = [&](auto kernel) { Launch(state, kernel, static_cast<unsigned>(std::min(tiles, blocks * state.sms())), kThreads, shared, p); };
-  if (natural) launch(SkinnyKernel<kOut, kRow, kDepth, kXShared, kBlocks, true>);
-  else launch(SkinnyKernel<kOut, kRow, kDepth, kXShared, kBlocks, false>);
+  Launch(state, SkinnyKernel<kOut, kRow, kDepth, kXShared, kBlocks>, static_cast<unsigned>(std::min(tiles, blocks * state.sms())), kThreads, shared, p);
 }
 
 }  // namespace
 
-void SkinnyProduct(State& state, const Product& p, bool natural) {
+void SkinnyProduct(State& state, const Product& p) {
   CHECK(p.rows <= kSkinnyRows && p.in < (int64_t{1} << 30));
   const auto rows = static_cast<size_t>(p.rows), pieces = static_cast<size_t>(DivideUp(p.in, kPiece));
   const auto sums = [&](int out) { return sizeof(float) * 2 * kWarps * rows * static_cast<size_t>(SumPitch(out)); };
   const size_t with_x = sums(1) + rows * (pieces * kPiece + 32) * sizeof(bf16);
   if (with_x <= static_cast<size_t>(SharedLimit()) && rows <= 16) {
-    if (rows <= 8) Run<1, 1, 4, true, 2>(state, p, natural, with_x);
-    else Run<1, 2, 4, true, 2>(state, p, natural, with_x);
+    if (rows <= 8) Run<1, 1, 4, true, 2>(state, p, with_x);
+    else Run<1, 2, 4, true, 2>(state, p, with_x);
   } else if (rows <= 8) {
-    Run<2, 1, 2, false, 2>(state, p, natural, sums(2));
+    Run<2, 1, 2, false, 2>(state, p, sums(2));
   } else if (rows <= 16) {
-    Run<2, 2, 2, false, 2>(state, p, natural, sums(2));
+    Run<2, 2, 2, false, 2>(state, p, sums(2));
   } else if (rows <= 32) {
-    Run<2, 4, 2, false, 1>(state, p, natural, sums(2));
+    Run<2, 4, 2, false, 1>(state, p, sums(2));
   } else if (sums(2) <= static_cast<size_t>(SharedLimit())) {
-    Run<2, 8, 2, false, 1>(state, p, natural, sums(2));
+    Run<2, 8, 2, false, 1>(state, p, sums(2));
   } else {
-    Run<1, 8, 2, false, 1>(state, p, natural, sums(1));
+    Run<1, 8, 2, false, 1>(state, p, sums(1));
   }
 }
 
