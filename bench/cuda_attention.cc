@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <vector>
 
@@ -34,7 +35,8 @@ class Bench {
     for (int64_t rows : {1, 64, 4096}) EmbedOf(rows);
     for (int64_t rows : {1, 64, 4096}) RopeOf(rows);
     for (int64_t rows : {1, 8, 64, 256}) ArgMaxOf(rows);
-    for (int64_t rows : {1, 64, 256}) TopOf(rows, 50);
+    for (int64_t rows : {1, 32, 256}) BeginOf(rows);
+    for (int64_t rows : {1, 8, 64, 256}) ChooseOf(rows, 0, 0.95), ChooseOf(rows, 0, 1), ChooseOf(rows, 40, 0.95);
   }
 
  private:
@@ -154,12 +156,32 @@ class Bench {
     Print(fmt::format("ArgMax, {} rows", rows), ReplayedSeconds([&](int i) { accelerator_->ArgMax(logits[static_cast<size_t>(i) % logits.size()], tokens); }),
           bytes, 0);
   }
-  void TopOf(int64_t rows, int64_t k) {
+  // Logits from −8 to 8 at temperature 1.
+  void ChooseOf(int64_t rows, int64_t top_k, double top_p) {
     const Frame frame(ctx_);
-    const Tensor logits = Random(Dtype::kF32, {rows, kVocab}), ids = Random(Dtype::kF32, {rows, k}), values = Random(Dtype::kF32, {rows, k});
-    Print(fmt::format("Top {}, {} rows", k, rows),
-          ReplayedSeconds([&](int) { accelerator_->Top(logits, k, static_cast<int32_t*>(ids.data()), values.as<float>()); }),
+    const Tensor logits = ctx_.workspace->Take(Dtype::kF32, {rows, kVocab});
+    accelerator_->FillRandom(logits, 1, -8, 8);
+    auto* const tokens = static_cast<int32_t*>(Random(Dtype::kF32, {rows}).data());
+    Batch batch;
+    batch.choices.assign(static_cast<size_t>(rows), {.temperature = 1, .top_p = top_p, .uniform = 0.3, .top_k = top_k});
+    ops::Begin(ctx_, batch);
+    Print(fmt::format("Choose, top_k {}, top_p {}, {} rows", top_k, top_p, rows), ReplayedSeconds([&](int) { accelerator_->Choose(logits, tokens); }),
           static_cast<double>(rows) * kVocab * 4, 0);
+  }
+
+  // The host's time to send a decoding batch, and with it the device's.
+  void BeginOf(int64_t rows) {
+    Batch batch;
+    batch.tokens.assign(static_cast<size_t>(rows), 0), batch.choices.resize(static_cast<size_t>(rows));
+    const std::vector<int32_t> pages(33, 0);
+    for (int64_t i = 0; i < rows; i++) batch.sequences.push_back({.row = i, .rows = 1, .position = 2048, .slot = 0, .pages = pages.data()});
+    constexpr int kTimes = 500;
+    const auto start = std::chrono::steady_clock::now();
+    const double device = accelerator_->Seconds([&] {
+      for (int i = 0; i < kTimes; i++) ops::Begin(ctx_, batch);
+    });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    fmt::print("Begin, {} sequences of 33 pages {:>20.1f} us, {:.1f} of the device\n", rows, seconds / kTimes * 1e6, device / kTimes * 1e6);
   }
 
   std::string reason_;

@@ -14,6 +14,14 @@ class DeviceMemory {
   virtual void Upload(void* to, const void* from, size_t bytes) = 0;
   virtual void Download(void* to, const void* from, size_t bytes) = 0;
   virtual void Copy(void* to, const void* from, size_t bytes) = 0;  // within the device; no overlap
+
+  // Memory of the host's that copies go to and from at full speed, and without waiting: it may be changed or read after Wait, by the host. Taking it is slow, a
+  // millisecond for each of its megabytes.
+  virtual void* AllocateHost(size_t bytes) = 0;
+  virtual void FreeHost(void* p) = 0;
+  virtual void UploadLater(void* to, const void* from, size_t bytes) = 0;
+  virtual void DownloadLater(void* to, const void* from, size_t bytes) = 0;
+  virtual void Wait() = 0;  // for all that is queued
 };
 
 }  // namespace bamba

@@ -1,7 +1,6 @@
 #include "engine/batch_runner.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/check.h"
 
@@ -20,18 +19,6 @@ PoolSize PoolOn(const Model& model, PoolSize pool, const Execution& execution) {
   return pool;
 }
 
-// The token of the largest logit, see Candidates.
-int32_t Largest(const Tensor& logits, int64_t row) {
-  const float* x = logits.Row<float>(row);
-  int64_t best = 0;
-  bool finite = true;
-  for (int64_t i = 0; i < logits.cols(); i++) {
-    finite &= std::isfinite(x[i]);
-    if (x[i] > x[best]) best = i;
-  }
-  return finite ? static_cast<int32_t>(best) : -1;
-}
-
 }  // namespace
 
 BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, const Execution& execution)
@@ -42,15 +29,19 @@ BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, cons
       pool_(model.config, PoolOn(model, pool, execution), execution.accelerator) {
   Context& ctx = runtime_.context();
   logits_ = ctx.WideTemp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
+  const auto tokens_bytes = static_cast<size_t>(size.scored) * sizeof(int32_t);
   if (accelerator_) {
-    const Tensor candidates = ctx.workspace->Take(Dtype::kI32, {2, size.scored, MostCandidates(model.config)});
-    candidates_ = candidates.as<int32_t>();
-    host_candidates_ = Pinned(accelerator_->AllocateHost(candidates.bytes()), Unpin{accelerator_});
+    device_tokens_ = ctx.workspace->Take(Dtype::kI32, {size.scored}).as<int32_t>();
+    host_tokens_ = Pinned(accelerator_->AllocateHost(2 * tokens_bytes), Unpin{accelerator_});
     host_row_ = Pinned(accelerator_->AllocateHost(logits_.Rows(0, 1).bytes()), Unpin{accelerator_});
     host_logits_ = Buffer(logits_.bytes());
+    batch_.chosen = device_tokens_;
   } else {
-    likeliest_.resize(static_cast<size_t>(size.scored));
+    cpu_tokens_.resize(2 * static_cast<size_t>(size.scored));
   }
+  int32_t* const tokens = accelerator_ ? static_cast<int32_t*>(host_tokens_.get()) : cpu_tokens_.data();
+  queued_[0].tokens = tokens, queued_[1].tokens = tokens + size.scored;
+  batch_.choices.reserve(static_cast<size_t>(size.scored));
   batch_.tokens.reserve(static_cast<size_t>(size.rows));
   batch_.wanted.emplace().reserve(static_cast<size_t>(size.rows));
   batch_.sequences.reserve(static_cast<size_t>(std::max<int64_t>(pool.slots, accelerator_ ? size.rows : 0)));
@@ -61,12 +52,23 @@ BatchRunner::~BatchRunner() {
   if (accelerator_) accelerator_->ForgetReplays();  // they hold this one's addresses
 }
 
-void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored) {
+void BatchRunner::Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored) { AddRows(sequence, tokens, scored, false); }
+
+void BatchRunner::AddChosen(SequenceState& sequence, int64_t row) {
+  CHECK_MSG(queued_count_ > 0, "no batch has been queued");
+  const Queued& last = queued_[(queued_count_ - 1) % 2];
+  CHECK_MSG(row >= 0 && row < last.rows, "row {} of {}", row, last.rows);
+  const int32_t token = accelerator_ ? static_cast<int32_t>(-1 - row) : std::max(0, last.tokens[row]);
+  AddRows(sequence, {&token, 1}, 1, !accelerator_ && last.tokens[row] < 0);
+}
+
+// `lost`: read as if there were no state.
+void BatchRunner::AddRows(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored, bool lost) {
   const int64_t first = batch_.rows(), rows = static_cast<int64_t>(tokens.size());
   CHECK_MSG(first + rows <= size_.rows && scored <= rows, "{} + {} rows of {}, {} scored", first, rows, size_.rows, scored);
   CHECK_MSG(pool_.Grow(sequence, rows), "no pages for {} tokens at {}", rows, sequence.position);
   batch_.tokens.insert(batch_.tokens.end(), tokens.begin(), tokens.end());
-  batch_.sequences.push_back(StatePool::Entry(sequence, first, rows));
+  batch_.sequences.push_back(lost ? Sequence{.row = first, .rows = rows} : StatePool::Entry(sequence, first, rows));
   sequences_.push_back(&sequence);
   for (int64_t row = first + rows - scored; row < first + rows; row++) batch_.wanted->push_back(row);
 }
@@ -86,32 +88,32 @@ bool BatchRunner::Pad() {
   return true;
 }
 
-// Hidden states of the scored rows, logits of as many of them as there is room for, on an accelerator also so many candidates of each. The number of those
-// rows.
-int64_t BatchRunner::Compute(int64_t candidates) {
+// Hidden states of the scored rows, logits of as many of them as there is room for, and on an accelerator their tokens where the batch has choices. The number
+// of those rows.
+int64_t BatchRunner::Compute() {
   Context& ctx = runtime_.context();
   const int64_t scored = std::ssize(*batch_.wanted), now = std::min(scored, size_.scored);
   const bool replays = Pad();
   const int64_t padded = replays ? std::ssize(*batch_.wanted) : scored, padded_now = std::min(padded, size_.scored);
+  const bool chooses = accelerator_ && !batch_.choices.empty();
+  if (chooses) batch_.choices.resize(static_cast<size_t>(padded));
+  const bool likeliest = std::all_of(batch_.choices.begin(), batch_.choices.end(), [](const Choice& choice) { return choice.temperature == 0; });
   const auto step = [&] {
     Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, padded));
-    if (padded_now > 0) Logits(ctx, model_.config, model_.weights, hidden_.Rows(0, padded_now), logits_.Rows(0, padded_now));
-    if (!accelerator_ || candidates == 0 || padded_now == 0) return;
-    // One candidate needs no logit.
-    if (candidates == 1)
-      accelerator_->ArgMax(logits_.Rows(0, padded_now), candidates_);
-    else
-      accelerator_->Top(logits_.Rows(0, padded_now), candidates, candidates_, reinterpret_cast<float*>(candidates_) + padded_now * candidates);
+    const Tensor logits = logits_.Rows(0, padded_now);
+    if (padded_now > 0) Logits(ctx, model_.config, model_.weights, hidden_.Rows(0, padded_now), logits);
+    if (chooses) likeliest ? accelerator_->ArgMax(logits, device_tokens_) : accelerator_->Choose(logits, device_tokens_);
   };
   if (replays) {
     ops::Begin(ctx, batch_);
-    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) >> 4 << 24 ^ static_cast<uint64_t>(padded << 11 | candidates), step);
+    const int kind = !chooses ? 0 : likeliest ? 1 : 2;
+    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) >> 4 << 24 ^ static_cast<uint64_t>(padded << 2 | kind), step);
   } else {
     step();
   }
   for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
-  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear();
-  unscored_row_ = now, unscored_ = scored - now, rows_of_candidates_ = padded_now;
+  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear(), batch_.choices.clear();
+  unscored_row_ = now, unscored_ = scored - now;
   return now;
 }
 
@@ -122,23 +124,30 @@ Tensor BatchRunner::ToHost(const Tensor& logits) {
   return host;
 }
 
-Tensor BatchRunner::Run() { return ToHost(logits_.Rows(0, Compute(0))); }
+Tensor BatchRunner::Run() { return ToHost(logits_.Rows(0, Compute())); }
 
-std::span<const int32_t> BatchRunner::RunGreedy() {
-  const Candidates likeliest = RunCandidates(1);
-  return {likeliest.ids, static_cast<size_t>(likeliest.rows)};
+void BatchRunner::Queue(std::span<const Choice> choices) {
+  CHECK_MSG(queued_count_ - arrived_count_ < 2, "{} batches are queued", queued_count_ - arrived_count_);
+  CHECK_MSG(choices.size() == batch_.wanted->size() && std::ssize(choices) <= size_.scored, "{} choices for {} rows", choices.size(), batch_.wanted->size());
+  batch_.choices.assign(choices.begin(), choices.end());
+  Queued& queued = queued_[queued_count_ % 2];
+  queued.rows = Compute();
+  if (accelerator_) {
+    accelerator_->DownloadLater(queued.tokens, device_tokens_, static_cast<size_t>(queued.rows) * sizeof(int32_t));
+    queued.arrived = accelerator_->Mark();
+  } else {
+    const auto vocab = static_cast<size_t>(logits_.cols());
+    for (int64_t i = 0; i < queued.rows; i++)
+      queued.tokens[i] = Sampler::Choose(choices[static_cast<size_t>(i)], {logits_.Row<float>(i), vocab}, sampler_space_);
+  }
+  queued_count_++;
 }
 
-Candidates BatchRunner::RunCandidates(int64_t count) {
-  CHECK(count >= 0 && count <= (accelerator_ ? MostCandidates(model_.config) : 1));
-  const int64_t rows = Compute(count), numbers = rows_of_candidates_ * count;
-  if (!accelerator_) {
-    for (int64_t i = 0; i < rows && count > 0; i++) likeliest_[static_cast<size_t>(i)] = Largest(logits_, i);
-    return {.rows = rows, .count = count, .ids = likeliest_.data()};
-  }
-  auto* const ids = static_cast<int32_t*>(host_candidates_.get());
-  if (numbers > 0) accelerator_->Download(ids, candidates_, static_cast<size_t>(count == 1 ? numbers : 2 * numbers) * sizeof(int32_t));
-  return {.rows = rows, .count = count, .ids = ids, .logits = reinterpret_cast<const float*>(ids) + numbers};
+std::span<const int32_t> BatchRunner::Arrive() {
+  CHECK_MSG(arrived_count_ < queued_count_, "all of {} batches have arrived", queued_count_);
+  const Queued& queued = queued_[arrived_count_++ % 2];
+  if (accelerator_) accelerator_->WaitFor(queued.arrived);
+  return {queued.tokens, static_cast<size_t>(queued.rows)};
 }
 
 std::span<const float> BatchRunner::LogitsOf(int64_t row) {

@@ -7,6 +7,7 @@
 
 #include "engine/plan.h"
 #include "engine/runtime.h"
+#include "engine/sampler.h"
 #include "engine/state_pool.h"
 #include "model/bamba.h"
 
@@ -15,15 +16,6 @@ namespace bamba {
 // The largest batch that a runner is made for.
 struct BatchSize {
   int64_t rows = 1, scored = 1;  // of which so many have their logits computed at a time
-};
-
-// The largest logits of some rows: `count` of each, the largest first, of equal ones the lowest id. Ids are −1 where a logit of the row isn't finite.
-struct Candidates {
-  int64_t rows = 0, count = 0;
-  const int32_t* ids = nullptr;
-  const float* logits = nullptr;
-  std::span<const int32_t> IdsOf(int64_t row) const { return {ids + row * count, static_cast<size_t>(count)}; }
-  std::span<const float> LogitsOf(int64_t row) const { return {logits + row * count, static_cast<size_t>(count)}; }
 };
 
 // A model and a pool of state, run one batch at a time. A running batch takes nothing from the heap.
@@ -40,18 +32,23 @@ class BatchRunner {
   // must have the pages.
   void Add(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored);
 
+  // The same for one token, the one that scored row `row` of the batch which was queued last chooses; it gets logits. Where there is none, since a logit isn't
+  // finite, what this row gives is undefined and the sequence lost.
+  void AddChosen(SequenceState& sequence, int64_t row);
+
   // Runs the batch and begins a new one: advances its sequences. Logits [n, vocab] of the scored rows in the order of Add, the first BatchSize::scored at most,
-  // in the host's memory; valid until the next Run or MoreLogits.
+  // in the host's memory; valid until the next Run, Queue or MoreLogits.
   Tensor Run();
-  // The same, but gives so many (at most MostCandidates; on the CPU at most one) of the largest logits of each of these rows; of one it gives the id only. The
-  // rest stays where the model runs.
-  Candidates RunCandidates(int64_t count);
-  // All logits of one of these rows, in the host's memory; valid until the next call.
-  std::span<const float> LogitsOf(int64_t row);
-  // RunCandidates(1)'s tokens.
-  std::span<const int32_t> RunGreedy();
   // Those of the next scored rows of the same batch.
   Tensor MoreLogits();
+
+  // The same, but chooses a token for each scored row (of which there are BatchSize::scored at most) where the model runs, and doesn't wait. At most two
+  // batches are queued whose tokens have not arrived.
+  void Queue(std::span<const Choice> choices);
+  // Waits for the tokens of the batch that was queued first of these; −1 where a logit isn't finite. Valid until the next Queue.
+  std::span<const int32_t> Arrive();
+  // All logits of one of the scored rows of the batch that was queued last, in the host's memory; valid until the next call.
+  std::span<const float> LogitsOf(int64_t row);
 
  private:
   // Of an accelerator's host memory.
@@ -61,8 +58,9 @@ class BatchRunner {
   };
   using Pinned = std::unique_ptr<void, Unpin>;
 
+  void AddRows(SequenceState& sequence, std::span<const int32_t> tokens, int64_t scored, bool lost);
   bool Pad();
-  int64_t Compute(int64_t candidates);
+  int64_t Compute();
   Tensor ToHost(const Tensor& logits);
 
   const Model& model_;
@@ -71,11 +69,20 @@ class BatchRunner {
   Runtime runtime_;
   StatePool pool_;
   Tensor hidden_, logits_;
-  int32_t* candidates_ = nullptr;   // on the accelerator: ids, then logits, of the rows of a step
-  int64_t rows_of_candidates_ = 0;  // with those of padding
   Buffer host_logits_;
-  Pinned host_candidates_, host_row_;
-  std::vector<int32_t> likeliest_;  // where the CPU chooses
+  Pinned host_row_;
+  // Of the batches that were queued: their tokens, where the device writes them and where they arrive.
+  struct Queued {
+    int64_t rows = 0;
+    uint64_t arrived = 0;  // a mark
+    int32_t* tokens = nullptr;
+  };
+  Queued queued_[2];
+  int64_t queued_count_ = 0, arrived_count_ = 0;
+  int32_t* device_tokens_ = nullptr;
+  Pinned host_tokens_;
+  std::vector<int32_t> cpu_tokens_;
+  SamplerSpace sampler_space_;  // where the CPU chooses
   Batch batch_;
   std::vector<SequenceState*> sequences_;    // of the batch
   int64_t unscored_row_ = 0, unscored_ = 0;  // of hidden_: the first row without logits, and how many there are

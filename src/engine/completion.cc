@@ -51,9 +51,10 @@ Completion::Completion(const Request& request, const Listener& listener, int ind
   result_.text.reserve(8 * tokens);
 }
 
-int64_t Completion::NeedsTop() const {
-  const bool may_end = static_cast<int64_t>(result_.tokens.size()) >= request_.min_tokens;
-  return (may_end || last_tokens_.empty()) && !request_.top_logprobs && !request_.prompt_logprobs ? sampler_.NeedsTop() : 0;
+std::optional<Choice> Completion::ChoiceAt(int64_t position, int64_t more) const {
+  const bool may_end = static_cast<int64_t>(result_.tokens.size()) + more >= request_.min_tokens;
+  if (!(may_end || last_tokens_.empty()) || request_.top_logprobs || request_.prompt_logprobs) return std::nullopt;
+  return sampler_.ChoiceAt(static_cast<uint64_t>(position));
 }
 
 bool Completion::Choose(std::span<const float> logits, int64_t position, SamplerSpace& space) {
@@ -63,10 +64,7 @@ bool Completion::Choose(std::span<const float> logits, int64_t position, Sampler
                 logits);
 }
 
-bool Completion::ChooseFrom(std::span<const int32_t> ids, std::span<const float> logits, int64_t position, SamplerSpace& space) {
-  if (static_cast<int64_t>(result_.tokens.size()) >= room_) return false;
-  return Accept(sampler_.SampleTop(ids, logits, static_cast<uint64_t>(position), space), {});
-}
+bool Completion::Take(int32_t token) { return left() > 0 && Accept(token, {}); }
 
 // The token becomes part of the text, or ends it.
 bool Completion::Accept(int32_t token, std::span<const float> logits) {

@@ -28,10 +28,13 @@ class Completion {
   // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
   bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
 
-  // How many of the largest logits, of equal ones those of the lowest ids, Choose would look at now; 0: all. Given them, the largest first, ChooseFrom does
-  // what it does.
-  int64_t NeedsTop() const;
-  bool ChooseFrom(std::span<const int32_t> ids, std::span<const float> logits, int64_t position, SamplerSpace& space);
+  // How Choose would choose the token that follows `position` tokens, `more` tokens from now on, where that can be told without knowing them and without the
+  // host's looking at the logits. What was chosen then goes to Take, which does the rest.
+  std::optional<Choice> ChoiceAt(int64_t position, int64_t more) const;
+  bool Take(int32_t token);
+
+  // Tokens that may still be chosen.
+  int64_t left() const { return room_ - static_cast<int64_t>(result_.tokens.size()); }
 
   // Takes the logits after each of the prompt's tokens but the last, in order, where the request asks for the prompt's log probabilities.
   void ScorePrompt(std::span<const float> logits);

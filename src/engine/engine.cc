@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <exception>
@@ -90,6 +89,7 @@ struct Engine::Text {
   Demand holds;
   std::span<const int32_t> unread;  // of the prompt, then `last`
   int32_t last = -1;
+  int64_t row = -1;  // of the batch that was queued last, whose token isn't known yet
   std::optional<Clock::time_point> prompt_read;
   bool over = false;
   bool quiet = false;  // its listener has thrown: no more text
@@ -109,7 +109,8 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
       ends_(Ends(model.config, tokenizer)),
       free_{.slots = pool_size_.slots, .pages = pool_size_.pages} {
   const auto sequences = static_cast<size_t>(options_.sequences);
-  running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences);
+  running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences), choices_.reserve(sequences);
+  for (auto& flight : flights_) flight.reserve(sequences);
 }
 
 Engine::~Engine() = default;
@@ -196,7 +197,7 @@ bool Engine::Step() {
   EndInterrupted();
   RemoveEnded();
   Admit();
-  if (!running_.empty()) RunBatch();
+  if (!running_.empty()) RunStep();
   RemoveEnded();
   stepping_ = false;
   if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
@@ -275,70 +276,112 @@ bool Engine::CheckFinite(Text& text, std::span<const float> logits, int64_t posi
   return false;
 }
 
-// The same for candidates.
-bool Engine::CheckFinite(Text& text, std::span<const int32_t> ids) const {
-  if (ids[0] >= 0) return true;
-  text.completion.Fail(
-      fmt::format("{}: a logit is not finite at position {}; `bamba verify` names the tensor where that begins", options_.name, text.sequence.position - 1));
+// The same for what was chosen elsewhere.
+bool Engine::CheckFinite(Text& text, int32_t token, int64_t position) const {
+  if (token >= 0) return true;
+  text.completion.Fail(fmt::format("{}: a logit is not finite at position {}; `bamba verify` names the tensor where that begins", options_.name, position));
   text.over = true;
   return false;
 }
 
-// The rows of this step, handed to the runner.
+// The rows of this step, handed to the runner. A text that the token it waits for is the last of has none.
 void Engine::AddRows() {
   unread_.clear();
-  for (const auto& text : running_) unread_.push_back(static_cast<int64_t>(text->unread.size()));
+  for (const auto& text : running_) unread_.push_back(text->row >= 0 ? 1 : static_cast<int64_t>(text->unread.size()));
   rows_.resize(running_.size());
   ShareRows(unread_, {.most = batch_size_.rows, .prompts_beside_text = PrefillRowsBesideText(options_.execution)}, rows_);
   for (size_t i = 0; i < running_.size(); i++) {
     Text& text = *running_[i];
-    const auto rows = static_cast<size_t>(rows_[i]);
-    runner_.Add(text.sequence, text.unread.first(rows), ScoredRows(text, unread_[i], rows_[i]));
-    text.unread = text.unread.subspan(rows);
+    if (text.row >= 0) {
+      if (text.completion.left() <= 1)
+        rows_[i] = 0;
+      else
+        runner_.AddChosen(text.sequence, text.row);
+    } else {
+      const auto rows = static_cast<size_t>(rows_[i]);
+      runner_.Add(text.sequence, text.unread.first(rows), ScoredRows(text, unread_[i], rows_[i]));
+      text.unread = text.unread.subspan(rows);
+    }
     WarnOfLength(text.sequence.position + rows_[i]);
   }
 }
 
-// A step where each text that goes on needs one row of logits, or only the largest of it: these are found where the model runs.
-void Engine::RunCandidatesBatch() {
-  // Counts grow by powers of two, so that few recordings of a step serve all.
-  const int64_t most = MostCandidates(model_.config);
-  int64_t count = 0;
-  const auto needs = [&](const Text& text) {
-    const int64_t top = std::min(text.completion.NeedsTop(), model_.config.vocab);
-    return top <= most ? top : 0;
-  };
-  for (const auto& text : running_) count = std::max(count, needs(*text));
-  if (count > 1) count = std::min(most, std::max<int64_t>(16, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)))));
+// Whether the next batch can be queued: each text that goes on needs one row of logits, from which a token is chosen where the model runs or, at worst, here.
+// On the CPU the logits are at hand anyway; there it saves looking at all of them where only the likeliest token counts.
+bool Engine::Chooses() const {
+  const bool ahead = options_.ahead.value_or(options_.execution.accelerator != nullptr);
+  return std::all_of(running_.begin(), running_.end(), [&](const auto& text) {
+    if (ahead || options_.execution.accelerator) return !text->job->request.prompt_logprobs || text->prompt_read;
+    const auto choice = text->completion.ChoiceAt(0, 0);
+    return choice && choice->temperature == 0;
+  });
+}
+
+// Whether another batch can be queued after the one whose tokens are awaited: all of these are chosen where the model runs and needed nowhere else. A session's
+// state must end where its text does, so it waits.
+bool Engine::GoesAhead() const {
+  if (!options_.ahead.value_or(options_.execution.accelerator != nullptr)) return false;
+  const auto& flight = flights_[arrived_ % 2];
+  if (std::any_of(flight.begin(), flight.end(), [](const Row& row) { return row.text && !row.chosen; })) return false;
+  bool any = false;
+  for (const auto& text : running_) {
+    const bool waits = text->row >= 0, forks = !text->prompt_read && text->job->request.completions > 1;
+    if (text->job->session || (waits ? forks : text->unread.empty())) return false;
+    if (waits && text->completion.left() <= 1) continue;
+    if (!text->completion.ChoiceAt(0, waits ? 1 : 0)) return false;
+    any = true;
+  }
+  return any;
+}
+
+void Engine::QueueBatch() {
   AddRows();
-  const Candidates candidates = runner_.RunCandidates(count);
-  int64_t used = 0;
-  const size_t members = running_.size();
-  for (size_t i = 0; i < members; i++) {
+  std::vector<Row>& flight = flights_[queued_ % 2];
+  flight.clear(), choices_.clear();
+  for (size_t i = 0; i < running_.size(); i++) {
     Text& text = *running_[i];
-    if (!text.unread.empty()) continue;
-    const int64_t row = used++;
-    const auto top = static_cast<size_t>(needs(text));
-    Next next;
-    if (top > 0)
-      next = {.ids = candidates.IdsOf(row).first(top), .logits = top > 1 ? candidates.LogitsOf(row).first(top) : std::span<const float>()};
-    else
-      next.logits = runner_.LogitsOf(row);
+    const int64_t waits = text.row >= 0 ? 1 : 0, position = text.sequence.position + rows_[i];
+    text.row = -1;
+    if (rows_[i] == 0 || !text.unread.empty()) continue;
+    const auto choice = text.completion.ChoiceAt(position, waits);
+    text.row = std::ssize(flight);
+    flight.push_back({.text = &text, .position = position, .chosen = choice.has_value()});
+    choices_.push_back(choice.value_or(Choice{}));
+  }
+  runner_.Queue(choices_);
+  queued_++;
+}
+
+void Engine::TakeTokens() {
+  const std::span<const int32_t> tokens = runner_.Arrive();
+  const std::vector<Row>& flight = flights_[arrived_++ % 2];
+  for (size_t i = 0; i < flight.size(); i++) {
+    if (!flight[i].text) continue;
+    Text& text = *flight[i].text;
+    if (arrived_ == queued_) text.row = -1;
+    Next next{.position = flight[i].position, .token = {}, .logits = {}};
     const size_t forks = running_.size();
+    const bool forked = !text.prompt_read && text.job->request.completions > 1;
+    if (!flight[i].chosen || forked) next.logits = runner_.LogitsOf(static_cast<int64_t>(i));
     if (!text.prompt_read) ForkCompletions(text);
-    Continue(text, next);
+    Next first = next;
+    if (flight[i].chosen) first.token = tokens[i];
+    Continue(text, first);
     for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], next);
   }
 }
 
-// Whether RunCandidatesBatch serves. On the CPU the logits are at hand anyway; there it saves looking at all of them where only the likeliest token counts.
-bool Engine::CandidatesServe() const {
-  if (!options_.execution.accelerator) return std::all_of(running_.begin(), running_.end(), [](const auto& text) { return text->completion.NeedsTop() == 1; });
-  return std::none_of(running_.begin(), running_.end(), [](const auto& text) { return text->job->request.prompt_logprobs && !text->prompt_read; });
+void Engine::RunStep() {
+  if (arrived_ == queued_) {
+    if (!Chooses()) return RunBatch();
+    QueueBatch();
+  }
+  if (GoesAhead()) QueueBatch();
+  TakeTokens();
 }
 
+// A step whose logits are all looked at here.
 void Engine::RunBatch() {
-  if (CandidatesServe()) return RunCandidatesBatch();
   AddRows();
   Tensor logits = runner_.Run();
   int64_t used = 0;
@@ -360,8 +403,9 @@ void Engine::RunBatch() {
     if (text.over) continue;
     const size_t forks = running_.size();
     if (!text.prompt_read) ForkCompletions(text);
-    Continue(text, {.logits = row});
-    for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], {.logits = row});
+    const Next next{.position = text.sequence.position, .token = {}, .logits = row};
+    Continue(text, next);
+    for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], next);
   }
 }
 
@@ -394,24 +438,23 @@ void Engine::Continue(Text& text, const Next& next) {
   } else {
     result.steps++;
   }
-  if (next.ids.empty() ? !CheckFinite(text, next.logits, text.sequence.position - 1) : !CheckFinite(text, next.ids)) return;
+  if (next.token ? !CheckFinite(text, *next.token, next.position - 1) : !CheckFinite(text, next.logits, next.position - 1)) return;
   bool goes_on = false;
-  text.quiet = !Guarded([&] {
-    const int64_t position = text.sequence.position;
-    goes_on = next.ids.empty() ? text.completion.Choose(next.logits, position, sampler_space_)
-                               : text.completion.ChooseFrom(next.ids, next.logits, position, sampler_space_);
-  });
+  text.quiet = !Guarded([&] { goes_on = next.token ? text.completion.Take(*next.token) : text.completion.Choose(next.logits, next.position, sampler_space_); });
   if (text.quiet) text.completion.End(FinishReason::kInterrupted);
   text.over = !goes_on;
   if (text.over) return;
   text.last = text.completion.last();
-  text.unread = {&text.last, 1};
+  if (text.row < 0) text.unread = {&text.last, 1};  // else it is being read
 }
 
 // Gives back what ended texts hold, and tells their results.
 void Engine::RemoveEnded() {
   for (const auto& text : running_) {
     if (!text->over) continue;
+    for (auto& flight : flights_)
+      for (Row& row : flight)
+        if (row.text == text.get()) row.text = nullptr;
     const Job& job = *text->job;
     if (text->prompt_read) text->completion.result().step_seconds = Seconds(Clock::now() - *text->prompt_read);
     if (job.session)

@@ -32,6 +32,7 @@ struct EngineOptions {
   int64_t kv_tokens = 0;                                  // tokens whose keys and values all sequences together have room for; 0: each has its full context
   bool roll_back = false;                                 // sequences can go back, see Session::RollBack; takes up to twice the state
   int64_t snapshot_bytes = 0;                             // the most that Session::Snapshot keeps
+  std::optional<bool> ahead;                              // queue a step before the tokens of the one before it are known; absent: on an accelerator
   std::function<void(const std::string&)> warn;           // one line for the user; may be empty
   std::function<void(int64_t done, int64_t of)> loading;  // is told the bytes of weights that an accelerator has; may be empty
 };
@@ -89,17 +90,21 @@ class Engine {
   void EndInterrupted();
   void Admit();
   void Begin(const std::shared_ptr<Job>& job, int index, SequenceState sequence, Demand holds, std::span<const int32_t> unread);
+  void RunStep();
   void RunBatch();
-  bool CandidatesServe() const;
-  void RunCandidatesBatch();
+  bool Chooses() const;
+  bool GoesAhead() const;
+  void QueueBatch();
+  void TakeTokens();
   void AddRows();
   static int64_t ScoredRows(const Text& text, int64_t unread, int64_t rows);
   bool CheckFinite(Text& text, std::span<const float> logits, int64_t position) const;
-  bool CheckFinite(Text& text, std::span<const int32_t> ids) const;
+  bool CheckFinite(Text& text, int32_t token, int64_t position) const;
   void ForkCompletions(Text& first);
-  // What a text goes on from: the logits after its last token, or the largest of them with their ids. One id needs no logit.
+  // What a text goes on from after `position` tokens: the token that was chosen, or else the logits.
   struct Next {
-    std::span<const int32_t> ids;
+    int64_t position;
+    std::optional<int32_t> token;
     std::span<const float> logits;
   };
   void Continue(Text& text, const Next& next);
@@ -126,7 +131,16 @@ class Engine {
   Demand free_;  // slots, and pages that nobody has set aside
   std::deque<std::shared_ptr<Job>> waiting_;
   std::vector<std::unique_ptr<Text>> running_;
+  // A row of a queued batch, whose token follows `position` tokens of a text.
+  struct Row {
+    Text* text;  // null: over since
+    int64_t position;
+    bool chosen;  // where the model runs; else here, from the logits
+  };
+  std::vector<Row> flights_[2];  // the scored rows of the batches whose tokens have not arrived
+  int64_t queued_ = 0, arrived_ = 0;
   // Of the present step:
+  std::vector<Choice> choices_;
   std::vector<Demand> demands_;         // of the waiting requests
   std::vector<int64_t> unread_, rows_;  // of the running texts
   std::exception_ptr thrown_;           // by a listener

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "engine/portable_math.h"
+#include "base/portable_math.h"
 
 namespace bamba {
 namespace {

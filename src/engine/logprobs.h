@@ -17,7 +17,7 @@ struct TokenLogprobs {
   std::vector<Logprob> top;  // the likeliest tokens, the first the likeliest; equal ones by id
 };
 
-// log Σ e^logit, summed in one fixed order by the exponential and logarithm of engine/portable_math.h: the same bits on every machine. Logits must be finite.
+// log Σ e^logit, summed in one fixed order by the exponential and logarithm of base/portable_math.h: the same bits on every machine. Logits must be finite.
 double LogSumExp(std::span<const float> logits);
 
 // The log probabilities of token `id` and of the `top` likeliest tokens (all of a smaller vocabulary).

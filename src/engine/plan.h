@@ -19,9 +19,6 @@ int64_t PrefillRows(const Config& c, const Execution& execution);
 // Rows of prompts beside texts that are being written: with so few, a step is still mostly the reading of the weights, which the texts need anyway.
 inline int64_t PrefillRowsBesideText(const Execution& execution) { return execution.accelerator ? 128 : 32; }
 
-// The most candidates for a token that an accelerator finds for the host.
-inline int64_t MostCandidates(const Config& c) { return std::min<int64_t>(Accelerator::kMostTop, c.vocab); }
-
 // What running a model takes of the machine's memory, in bytes, known before any of it is taken. Sums stop at INT64_MAX.
 struct MemoryPlan {
   int64_t weights = 0;  // on the CPU as they lie in their files: mapped, and needed as a whole for every token

@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
-#include "engine/portable_math.h"
+#include "base/portable_math.h"
 
 namespace bamba {
 namespace {
@@ -144,13 +144,13 @@ void Sampler::Weigh(std::span<SamplerSpace::Candidate> candidates) {
   }
 }
 
-int32_t Sampler::Draw(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
+int32_t Sampler::Draw(const Choice& choice, double typical_p, std::span<const float> logits, SamplerSpace& space) {
   if (space.candidates_.size() < logits.size()) space.candidates_.resize(logits.size()), space.border_.reserve(logits.size());
   size_t n = 0;
   const double best = Max(logits);
   for (size_t i = 0; i < logits.size(); i++) {
-    const double x = (logits[i] - best) / sampling_.temperature;
-    space.candidates_[n] = {ids.empty() ? static_cast<int32_t>(i) : ids[i], x, 0};
+    const double x = (logits[i] - best) / choice.temperature;
+    space.candidates_[n] = {static_cast<int32_t>(i), x, 0};
     n += x >= kNegligible;
   }
   std::span<SamplerSpace::Candidate> candidates(space.candidates_.data(), n);
@@ -163,20 +163,20 @@ int32_t Sampler::Draw(std::span<const int32_t> ids, std::span<const float> logit
   };
   const auto keep = [&](double due, const auto& key, const auto& measure) { candidates = Smallest(candidates, space.border_, space.sums_, due, key, measure); };
   const auto unlikeliness = [](const auto& c) { return -c.x; };
-  if (sampling_.top_k > 0) keep(static_cast<double>(sampling_.top_k), unlikeliness, [](const auto&) { return 1.0; });
+  if (choice.top_k > 0) keep(static_cast<double>(choice.top_k), unlikeliness, [](const auto&) { return 1.0; });
   Weigh(candidates);
-  if (sampling_.top_p < 1) keep(sampling_.top_p * total(), unlikeliness, weight_of);
-  if (sampling_.min_p > 0) candidates = Without(candidates, [&](const auto& c) { return c.weight < sampling_.min_p; });
-  if (sampling_.typical_p < 1) {
+  if (choice.top_p < 1) keep(choice.top_p * total(), unlikeliness, weight_of);
+  if (choice.min_p > 0) candidates = Without(candidates, [&](const auto& c) { return c.weight < choice.min_p; });
+  if (typical_p < 1) {
     // −log p = log Σ weights − x, so how far it is from its mean is how far x is from its own.
     double sum = 0, mean = 0;
     for (const auto& c : candidates) sum += c.weight, mean += c.weight * c.x;
     mean /= sum;
     keep(
-        sampling_.typical_p * sum, [&](const auto& c) { return std::abs(c.x - mean); }, weight_of);
+        typical_p * sum, [&](const auto& c) { return std::abs(c.x - mean); }, weight_of);
   }
 
-  double left = Uniform(step) * total();
+  double left = choice.uniform * total();
   for (const auto& c : candidates) {
     left -= c.weight;
     if (left < 0) return c.id;
@@ -189,29 +189,28 @@ int32_t Sampler::Sample(std::span<const float> logits, uint64_t step, SamplerSpa
   const std::span<const float> adjusted = Adjust(logits, never, space);
   const float best = Max(adjusted);
   CHECK_MSG(best > kNever, "no token is left to choose of {}", logits.size());
-  const int32_t chosen =
-      sampling_.temperature > 0 ? Draw({}, adjusted, step, space) : static_cast<int32_t>(std::find(adjusted.begin(), adjusted.end(), best) - adjusted.begin());
+  const int32_t chosen = sampling_.temperature > 0 ? Draw(AsChoice(step), sampling_.typical_p, adjusted, space)
+                                                   : static_cast<int32_t>(std::find(adjusted.begin(), adjusted.end(), best) - adjusted.begin());
   if (counts()) Find(chosen).output++;
   return chosen;
 }
 
-int64_t Sampler::NeedsTop() const {
-  if (!sampling_.logit_bias.empty() || counts()) return 0;
-  return sampling_.temperature > 0 ? sampling_.top_k : 1;
+Choice Sampler::AsChoice(uint64_t step) const {
+  return {.temperature = sampling_.temperature, .top_p = sampling_.top_p, .min_p = sampling_.min_p, .uniform = Uniform(step), .top_k = sampling_.top_k};
 }
 
-int32_t Sampler::SampleTop(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const {
-  CHECK(!ids.empty() && std::ssize(ids) <= NeedsTop());
-  if (ids.size() == 1) return ids[0];
-  CHECK_EQ(std::ssize(ids), std::ssize(logits));
-  // In the order in which Sample goes through them.
-  auto& top = space.top_;
-  top.clear();
-  for (size_t i = 0; i < ids.size(); i++) top.emplace_back(ids[i], logits[i]);
-  std::sort(top.begin(), top.end());
-  space.top_ids_.clear(), space.logits_.clear();
-  for (const auto& [id, logit] : top) space.top_ids_.push_back(id), space.logits_.push_back(logit);
-  return Draw(space.top_ids_, space.logits_, step, space);
+std::optional<Choice> Sampler::ChoiceAt(uint64_t step) const {
+  if (!sampling_.logit_bias.empty() || counts()) return std::nullopt;
+  const double temperature = sampling_.temperature;
+  if (temperature == 0) return Choice{};
+  if (sampling_.typical_p < 1 || sampling_.top_k > kMostTopK || temperature < 1e-30 || temperature > 1e30) return std::nullopt;
+  return AsChoice(step);
+}
+
+int32_t Sampler::Choose(const Choice& choice, std::span<const float> logits, SamplerSpace& space) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) return -1;
+  if (choice.temperature > 0) return Draw(choice, 1, logits, space);
+  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), Max(logits)) - logits.begin());
 }
 
 }  // namespace bamba

@@ -2,9 +2,12 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
+
+#include "ops/batch.h"
 
 namespace bamba {
 
@@ -50,8 +53,6 @@ class SamplerSpace {
   };
   std::vector<float> logits_;
   std::vector<Candidate> candidates_, border_;
-  std::vector<std::pair<int32_t, float>> top_;
-  std::vector<int32_t> top_ids_;
   std::vector<double> sums_;
 };
 
@@ -66,10 +67,11 @@ class Sampler {
   // before it may end (ids outside the vocabulary there are nothing to choose anyway). At least one token must be left.
   int32_t Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never = {});
 
-  // The same where `ids`, in any order, are the tokens of the largest logits, as many as NeedsTop says or all: what a GPU found. One needs no logit.
-  int32_t SampleTop(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
-  // The number of the largest logits, lowest ids first among equals, that SampleTop needs; 0 where it needs all.
-  int64_t NeedsTop() const;
+  // The choice that Sample makes at this place of the text, where it looks at nothing but the logits and is of a kind that a GPU makes too
+  // (Accelerator::Choose).
+  std::optional<Choice> ChoiceAt(uint64_t step) const;
+  // Makes it. −1 where a logit isn't finite.
+  static int32_t Choose(const Choice& choice, std::span<const float> logits, SamplerSpace& space);
 
   const Sampling& sampling() const { return sampling_; }
 
@@ -82,9 +84,9 @@ class Sampler {
   Seen& Find(int32_t id);
   std::span<const float> Adjust(std::span<const float> logits, std::span<const int32_t> never, SamplerSpace& space) const;
   static void Weigh(std::span<SamplerSpace::Candidate> candidates);
-  // `ids` of the logits; empty: 0, 1, …
-  int32_t Draw(std::span<const int32_t> ids, std::span<const float> logits, uint64_t step, SamplerSpace& space) const;
+  static int32_t Draw(const Choice& choice, double typical_p, std::span<const float> logits, SamplerSpace& space);
   double Uniform(uint64_t step) const;
+  Choice AsChoice(uint64_t step) const;
 
   Sampling sampling_;
   std::vector<Seen> seen_;  // by id; empty where no penalty asks for it

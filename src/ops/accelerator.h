@@ -25,9 +25,9 @@ class Accelerator : public DeviceMemory {
   virtual int64_t OwnBytes() const = 0;       // of its memory that ops share for partial sums, batches and the like: taken when it was opened
   virtual double ContextSeconds() const = 0;  // that the driver took to make it ready
 
-  // Memory of the host's that Download fills at full speed.
-  virtual void* AllocateHost(size_t bytes) = 0;
-  virtual void FreeHost(void* p) = 0;
+  // A mark behind what is queued: WaitFor returns once the device has come to it. Only of the last few marks.
+  virtual uint64_t Mark() = 0;
+  virtual void WaitFor(uint64_t mark) = 0;
 
   // Many uploads, as fast as the host can read its memory: several threads and pinned buffers.
   struct Transfer {
@@ -41,10 +41,8 @@ class Accelerator : public DeviceMemory {
 
   // tokens[i] (in its memory): the id of the largest of row i's logits (f32), the lowest id among equals; −1 where one isn't finite.
   virtual void ArgMax(const Tensor& logits, int32_t* tokens) = 0;
-  // ids, values [rows, k] (in its memory): the k largest of each row's logits (f32), the largest first, the lowest id among equals; ids are −1 where a logit of
-  // the row isn't finite.
-  static constexpr int64_t kMostTop = 1024;
-  virtual void Top(const Tensor& logits, int64_t k, int32_t* ids, float* values) = 0;
+  // The same, but of row i as choices[i] of the batch says: what engine/sampler.h's Sampler would choose, always.
+  virtual void Choose(const Tensor& logits, int32_t* tokens) = 0;
 
   // The batch that the following ops are called with: their rows, sequences and pages become known to the device.
   virtual void Begin(const Batch& batch) = 0;
@@ -53,7 +51,6 @@ class Accelerator : public DeviceMemory {
   virtual void Replay(uint64_t key, const std::function<void()>& work) = 0;
   virtual void ForgetReplays() = 0;
 
-  virtual void Wait() = 0;                                        // for all that is queued
   virtual double Seconds(const std::function<void()>& work) = 0;  // that the device takes for what `work` queues
   virtual double ReadBandwidth() = 0;                             // bytes a second that a kernel which only reads gets
 };

@@ -24,11 +24,22 @@ struct Sequence {
   const int32_t* pages = nullptr;  // page table: page pages[i] of the KV pool holds keys [i·kKvBlock, (i+1)·kKvBlock); null where slot is -1
 };
 
+// How the token after a row is chosen, where a GPU does it: engine/sampler.h's steps of these names. `uniform`, from [0, 1), decides.
+struct Choice {
+  double temperature = 0;  // 0: the largest logit; else from 1e-30 to 1e30
+  double top_p = 1, min_p = 0, uniform = 0;
+  int64_t top_k = 0;  // at most kMostTopK
+};
+inline constexpr int64_t kMostTopK = 1024;
+
 // The rows of one call, ragged: prompts, single decoding tokens and packed training documents alike. Sequences lie one after the other, without gaps.
 struct Batch {
-  std::vector<int32_t> tokens;  // [T] ids
+  std::vector<int32_t> tokens;  // [T] ids; on a GPU −1−i stands for chosen[i]
   std::vector<Sequence> sequences;
   std::optional<std::vector<int64_t>> wanted;  // rows whose hidden state is asked for, ascending; absent: all
+  std::vector<Choice> choices;                 // for Accelerator::Choose
+  // In the GPU's memory. A sequence of one row whose token is negative there is read as if it had no state.
+  const int32_t* chosen = nullptr;
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 

@@ -131,7 +131,7 @@ void FromHost(const Context& ctx, const void* from, const Tensor& to) {
 void Embed(Context& ctx, const Batch& batch, const Tensor& table, double scale, const Tensor& x) {
   CheckWide(ctx, x, batch.rows(), -1);
   CheckWeight(ctx, table, {table.rows(), x.cols()});
-  for (int32_t id : batch.tokens) CHECK_MSG(id >= 0 && id < table.rows(), "token {} of a vocabulary of {}", id, table.rows());
+  for (int32_t id : batch.tokens) CHECK_MSG(id < table.rows() && (id >= 0 || batch.chosen), "token {} of a vocabulary of {}", id, table.rows());
   ctx.device->Embed(ctx, batch, table, scale, x);
   Observe(ctx, "Embed", x);
 }

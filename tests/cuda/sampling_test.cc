@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "engine/sampler.h"
@@ -62,89 +61,88 @@ TEST(CudaSamplingTest, WhatIsNotFiniteIsReported) {
   EXPECT_EQ(ArgMax(gpu, logits), (std::vector<int32_t>{-1, -1, -1, -1, 9, 128255}));  // counters are as before
 }
 
-struct Largest {
-  std::vector<int32_t> ids;
-  std::vector<float> values;
-};
-Largest Top(Gpu& gpu, const Numbers& logits, int64_t k) {
+std::vector<int32_t> Choose(Gpu& gpu, const Numbers& logits, const std::vector<Choice>& choices) {
   const Tensor host = logits, there = gpu.Upload(host);
-  const Numbers none(Dtype::kF32, {host.rows(), k});
-  const Tensor ids = gpu.Upload(none), values = gpu.Upload(none);
-  Gpu::Here()->Top(there, k, static_cast<int32_t*>(ids.data()), values.as<float>());
-  Largest found = {std::vector<int32_t>(static_cast<size_t>(host.rows() * k)), std::vector<float>(static_cast<size_t>(host.rows() * k))};
-  Gpu::Here()->Download(found.ids.data(), ids.data(), ids.bytes());
-  Gpu::Here()->Download(found.values.data(), values.data(), values.bytes());
+  Batch batch;
+  batch.choices = choices;
+  Gpu::Here()->Begin(batch);
+  std::vector<int32_t> tokens(choices.size(), 12345);
+  auto* const chosen = static_cast<int32_t*>(gpu.ctx.workspace->Allocate(tokens.size() * sizeof(int32_t)));
+  Gpu::Here()->Choose(there, chosen);
+  Gpu::Here()->Download(tokens.data(), chosen, tokens.size() * sizeof(int32_t));
   gpu.FreeTemporaries();
-  return found;
+  return tokens;
 }
 
-TEST(CudaSamplingTest, TheLargestInOrder) {
-  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
-  Draws draws(3);
-  Gpu gpu(Dtype::kBf16);
-  enum class Kind { kNormal, kFew, kAscending, kEqual };
-  for (const auto& [rows, vocab] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 1000}, {3, 1025}, {5, 128256}})
-    for (const Kind kind : {Kind::kNormal, Kind::kFew, Kind::kAscending, Kind::kEqual})
-      for (const int64_t k : {int64_t{1}, int64_t{2}, int64_t{50}, int64_t{777}, int64_t{1024}}) {
-        if (k > vocab) continue;
-        int64_t at = 0;
-        const Numbers logits(Dtype::kF32, {rows, vocab}, [&, normal = draws.Normal(5)] {
-          at++;
-          // Ascending: all of the largest at the end; equal: more candidates than shared memory has room for.
-          return kind == Kind::kNormal      ? normal()
-                 : kind == Kind::kFew       ? static_cast<double>(draws.Int(-3, 3))
-                 : kind == Kind::kAscending ? static_cast<double>(at)
-                                            : -0.0;
-        });
-        const Largest found = Top(gpu, logits, k);
-        for (int64_t i = 0; i < rows; i++) {
-          const float* row = logits.floats() + i * vocab;
-          std::vector<int32_t> due(static_cast<size_t>(vocab));
-          std::iota(due.begin(), due.end(), 0);
-          std::partial_sort(due.begin(), due.begin() + k, due.end(), [&](int32_t a, int32_t b) { return row[a] != row[b] ? row[a] > row[b] : a < b; });
-          for (int64_t j = 0; j < k; j++) {
-            ASSERT_EQ(found.ids[static_cast<size_t>(i * k + j)], due[static_cast<size_t>(j)]) << j << " of " << k << " of " << vocab;
-            ASSERT_EQ(found.values[static_cast<size_t>(i * k + j)], row[due[static_cast<size_t>(j)]]);
-          }
-        }
-      }
-}
-
-TEST(CudaSamplingTest, TopReportsWhatIsNotFinite) {
-  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
-  Draws draws(4);
-  Gpu gpu(Dtype::kBf16);
-  const Numbers logits(Dtype::kF32, {2, 5000}, draws.Normal());
-  logits.floats()[4321] = std::numeric_limits<float>::quiet_NaN();
-  const Largest found = Top(gpu, logits, 3);
-  for (size_t j = 0; j < 3; j++) {
-    EXPECT_EQ(found.ids[j], -1);
-    EXPECT_GE(found.ids[3 + j], 0);
+void ExpectTheSamplersChoice(Gpu& gpu, const Numbers& logits, const std::vector<Choice>& choices) {
+  SamplerSpace space;
+  const Tensor host = logits;
+  const std::vector<int32_t> chosen = Choose(gpu, logits, choices);
+  for (size_t i = 0; i < choices.size(); i++) {
+    const Choice& c = choices[i];
+    EXPECT_EQ(chosen[i], Sampler::Choose(c, {host.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(host.cols())}, space))
+        << "row " << i << " of " << host.ShapeString() << ": temperature " << c.temperature << ", top_k " << c.top_k << ", top_p " << c.top_p << ", min_p "
+        << c.min_p << ", uniform " << c.uniform;
   }
 }
 
-// The sampler chooses the same from the largest logits as from all.
-TEST(CudaSamplingTest, TheSameChoice) {
+Choice RandomChoice(Draws& draws) {
+  const auto often = [&](int64_t times) { return draws.Int(1, times) > 1; };
+  Choice choice;
+  if (often(8)) choice.temperature = std::exp(draws.Normal()());
+  if (often(3)) choice.top_p = often(4) ? draws.Uniform(0.001, 1)() : 0.5;
+  if (!often(3)) choice.top_k = draws.Int(1, draws.Int(0, 1) ? kMostTopK : 50);
+  if (!often(4)) choice.min_p = often(8) ? draws.Uniform(0, 0.3)() : 1;
+  choice.uniform = often(16) ? draws.Uniform(0, 1)() : static_cast<double>(draws.Int(0, 7)) / 8;
+  return choice;
+}
+
+// Logits as models have them, and others: flat ones, few different ones, one that leaves nothing to the rest, ones that the temperature makes equal. Of some
+// the sums come so near to where the sampler decides that the device has to add as it does.
+TEST(CudaSamplingTest, TheChoiceIsTheSamplers) {
   if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
-  Draws draws(5);
+  Draws draws(3);
   Gpu gpu(Dtype::kBf16);
-  constexpr int64_t kRows = 8, kVocab = 128256;
-  SamplerSpace space;
-  for (const int64_t k : {int64_t{1}, int64_t{40}, int64_t{1000}}) {
-    const Numbers logits(Dtype::kF32, {kRows, kVocab}, draws.Normal(3));
-    const Largest found = Top(gpu, logits, k);
-    for (int64_t i = 0; i < kRows; i++) {
-      Sampler sampler(
-          {.temperature = draws.Uniform(0.2, 3)(), .top_k = k, .top_p = i % 2 ? 0.8 : 1, .min_p = i % 3 ? 0 : 0.01, .typical_p = i % 5 ? 1 : 0.7, .seed = 7});
-      std::vector<std::pair<int32_t, float>> top;
-      for (int64_t j = i * k; j < (i + 1) * k; j++) top.emplace_back(found.ids[static_cast<size_t>(j)], found.values[static_cast<size_t>(j)]);
-      std::sort(top.begin(), top.end());
-      std::vector<int32_t> ids;
-      std::vector<float> values;
-      for (const auto& [id, value] : top) ids.push_back(id), values.push_back(value);
-      for (uint64_t step = 0; step < 20; step++)
-        ASSERT_EQ(sampler.SampleTop(ids, values, step, space), sampler.Sample({logits.floats() + i * kVocab, static_cast<size_t>(kVocab)}, step, space));
-    }
+  for (int trial = 0; trial < (Gpu::Short() ? 6 : 120); trial++) {
+    const int64_t vocab = std::vector<int64_t>{1, 2, 5, 100, 777, 4096, 5001, 20000, 128256, 151937}[static_cast<size_t>(trial % 10)];
+    const int64_t rows = vocab > 100000 ? draws.Int(1, 5) : draws.Int(1, 40);
+    int64_t at = 0, kind = 0;
+    double scale = 1;
+    const auto normal = draws.Normal();
+    const Numbers logits(Dtype::kF32, {rows, vocab}, [&]() -> double {
+      if (at++ % vocab == 0) kind = draws.Int(0, 7), scale = std::exp(2 * normal());
+      switch (kind) {
+        case 1: return std::round(scale * normal());
+        case 2: return 3;
+        case 3: return draws.Int(0, 99) > 0 ? -50 : normal();
+        case 4: return draws.Int(0, 49) > 0 ? 0.01 * normal() : 30 + normal();
+        case 5: return 1e8 * static_cast<double>(draws.Int(0, 6));
+        case 6: return 20 - 1e-6 * static_cast<double>(draws.Int(0, 2));
+        case 7: return at % vocab == 1 ? 20 : 1e-9 * static_cast<double>(draws.Int(0, 2));
+        default: return scale * normal();
+      }
+    });
+    if (draws.Int(0, 5) == 0)
+      logits.floats()[draws.Int(0, rows * vocab - 1)] = draws.Int(0, 1) ? std::numeric_limits<float>::quiet_NaN() : -std::numeric_limits<float>::infinity();
+    std::vector<Choice> choices;
+    for (int64_t i = 0; i < rows; i++) choices.push_back(RandomChoice(draws));
+    ExpectTheSamplersChoice(gpu, logits, choices);
+  }
+}
+
+// Many rows: more than blocks would share.
+TEST(CudaSamplingTest, ChoicesOfManyRows) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  Draws draws(4);
+  Gpu gpu(Dtype::kBf16);
+  for (const auto& [rows, vocab] : {std::pair<int64_t, int64_t>{300, 4096}, {256, 50257}}) {
+    if (Gpu::Short() && vocab > 4096) continue;
+    const Numbers logits(Dtype::kF32, {rows, vocab}, draws.Normal(3));
+    std::vector<Choice> choices;
+    for (int64_t i = 0; i < rows; i++)
+      choices.push_back({.temperature = draws.Uniform(0.5, 1.5)(), .top_p = i % 4 ? 0.95 : 1, .uniform = draws.Uniform(0, 1)(), .top_k = i % 3 ? 0 : 40});
+    ExpectTheSamplersChoice(gpu, logits, choices);
+    ExpectTheSamplersChoice(gpu, logits, choices);  // counters are as before
   }
 }
 

@@ -9,7 +9,7 @@
 #include <random>
 
 #include "base/error.h"
-#include "engine/portable_math.h"
+#include "base/portable_math.h"
 #include "tests/engine/allocations.h"
 
 namespace bamba {
@@ -355,30 +355,30 @@ TEST(Sampling, RefusesIdsOutsideTheVocabularyAndTheBanOfAll) {
   EXPECT_NO_THROW((Sampling{.logit_bias = {{0, -100}, {1, -100}}}.ValidateIds(2)));
 }
 
-// What an accelerator's Top leaves is enough where top_k asks for no more.
-TEST(Sampler, ChoosesTheSameFromTheLargestLogits) {
+// A choice is all that a GPU needs of a sampler; it has none of what looks at more than the logits.
+TEST(Sampler, AChoiceIsWhatItSamples) {
   SamplerSpace space;
   for (uint64_t seed = 0; seed < 200; seed++) {
     std::vector<float> logits = RandomLogits(500, seed);
     if (seed % 4 == 0)
       for (float& x : logits) x = std::round(x);  // equal ones
     Sampler sampler({.temperature = seed % 7 == 0 ? 0 : 0.3 + 0.01 * static_cast<double>(seed),
-                     .top_k = static_cast<int64_t>(1 + seed % 60),
+                     .top_k = static_cast<int64_t>(seed % 60),
                      .top_p = seed % 2 ? 0.7 : 1,
                      .min_p = seed % 3 ? 0 : 0.05,
-                     .typical_p = seed % 5 ? 1 : 0.6,
                      .seed = seed});
-    const auto k = static_cast<size_t>(sampler.NeedsTop());
-    std::vector<int32_t> ids(logits.size());
-    for (size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(i);
-    const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
-    std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logit(a) != logit(b) ? logit(a) > logit(b) : a < b; });
-    ids.resize(k);
-    std::sort(ids.begin(), ids.end());
-    std::vector<float> top;
-    for (int32_t id : ids) top.push_back(logit(id));
-    for (uint64_t step = 0; step < 10; step++) EXPECT_EQ(sampler.SampleTop(ids, top, step, space), sampler.Sample(logits, step, space)) << seed;
+    for (uint64_t step = 0; step < 10; step++) {
+      const std::optional<Choice> choice = sampler.ChoiceAt(step);
+      ASSERT_TRUE(choice);
+      EXPECT_EQ(Sampler::Choose(*choice, logits, space), sampler.Sample(logits, step, space)) << seed;
+    }
+    logits[seed] = seed % 2 ? std::numeric_limits<float>::quiet_NaN() : -std::numeric_limits<float>::infinity();
+    EXPECT_EQ(Sampler::Choose(*sampler.ChoiceAt(0), logits, space), -1);
   }
+  for (const Sampling& other :
+       {Sampling{.logit_bias = {{1, 1}}}, Sampling{.repetition_penalty = 1.1}, Sampling{.presence_penalty = 1}, Sampling{.frequency_penalty = 1},
+        Sampling{.temperature = 1, .typical_p = 0.9}, Sampling{.temperature = 1, .top_k = kMostTopK + 1}, Sampling{.temperature = 1e-40}})
+    EXPECT_FALSE(Sampler(other).ChoiceAt(0));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -20,6 +21,8 @@ class Gpu {
     return accelerator;
   }
   static const std::string& Reason() { return reason_; }
+  // Fewer and shorter trials: under compute-sanitizer a kernel takes hundreds of times as long.
+  static bool Short() { return std::getenv("BAMBA_SHORT") != nullptr; }
 
   explicit Gpu(Dtype activations, size_t bytes = size_t{1} << 30) : threads_(1), workspace_(bytes, Here()) {
     ctx.device = &Here()->ops(), ctx.accelerator = Here(), ctx.dtype = activations, ctx.threads = &threads_, ctx.workspace = &workspace_;

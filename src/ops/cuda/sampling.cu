@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "base/portable_math.h"
 #include "ops/cuda/state.cuh"
 
 // The choice of tokens where the logits are.
@@ -73,102 +74,531 @@ __global__ void __launch_bounds__(kThreads) ArgMaxKernel(MatrixView<const float>
   if (threadIdx.x == 0) tokens[row] = best == kNotFinite ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(best));
 }
 
-constexpr int kTopThreads = 1024, kNear = 4096;  // candidates that shared memory has room for
-static_assert(kTopThreads >= Accelerator::kMostTop);
+// Choose, in passes over the logits: the best and the range; weights by buckets, for where top_k and top_p cut; what lies around the cut, sorted; weights of what
+// is kept, and the draw. Engine's Sampler adds in double, in its own order; here sums have other orders, and so other roundings. Each of them is off by less
+// than a margin that is known, so where a sum is further than that from the number that it is compared with, the sampler decides the same. Where one isn't,
+// about once in fifty thousand draws from a whole vocabulary, the last kernel computes that row as the sampler does, one addition after the other.
+constexpr int kPerThread = 16, kChunk = kPerThread * kThreads;  // logits of a block at a time
+constexpr int kBuckets = 2048;
+constexpr int kListed = 4096;  // ranks that a block can sort
+constexpr double kNegligible = -42;  // the sampler's
 
-// A block takes a row. The k-th largest of the threads' own largest logits is a lower bound of the k-th largest of all, and few logits lie above it: among those
-// the k-th rank is found bit by bit. `far` [rows, vocab]: candidates beyond kNear.
-__global__ void __launch_bounds__(kTopThreads) TopKernel(MatrixView<const float> logits, int32_t vocab, int k, int32_t* ids, float* values, unsigned long long* far) {
-  __shared__ unsigned long long near[kNear], top[kTopThreads];
-  __shared__ int found, kept;
+enum Status : int32_t { kDecided, kSelects, kDraws, kDoubtful };
+
+// A row on its way through the kernels.
+struct RowState {
+  double per_logit;  // 1 / temperature
+  double total, before;  // of all weights; of those in buckets before `bucket`
+  unsigned long long least;  // the rank of the last token that top_k and top_p keep
+  float best, per_bucket;
+  int32_t bucket, listed;  // where the cut is; how many ranks there are for GatherKernel to sort
+  int32_t doubts;
+  Status status;
+};
+
+struct Rows {
+  MatrixView<const float> logits;
+  int32_t vocab;
+  const Choice* choices;
+  int32_t* tokens;
+  RowState* states;
+  unsigned long long* found;  // [rows, blocks, 2]
+  double* sums;               // [rows, kBuckets]
+  int32_t* counts;            // [rows, kBuckets]
+  unsigned long long* lists;  // [rows, kListed]
+  double* chunk_sums;         // [rows, chunks]
+  int32_t* counters;          // [rows]
+  __host__ __device__ int32_t chunks() const { return static_cast<int32_t>((vocab + int64_t{kChunk} - 1) / kChunk); }
+};
+
+__device__ __forceinline__ float LogitOf(unsigned long long rank) {
+  const auto ordered = static_cast<uint32_t>(rank >> 32);
+  return __uint_as_float(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
+}
+
+// By how much two sums may differ that this file and the sampler make, of their total: roundings, one for each number in the sampler's total, in what it takes off
+// or adds up after it, and in sums by buckets here, and by what tokens count for (2^-46 of it, or e^-42 at the border of what counts).
+__device__ __forceinline__ double Margin(const Rows& rows) { return 5 * rows.vocab * 0x1p-53 + 0x1p-42; }
+
+// Calls f(logit, id, whether there is one) for a chunk's logits, all lanes of a warp together.
+template <int kCount, typename F>
+__device__ __forceinline__ void ForChunk(const float* x, int32_t vocab, int32_t chunk, const F& f) {
+  struct alignas(4 * kCount) Unit {
+    float at[kCount];
+  };
+  constexpr int kUnits = kPerThread / kCount;
+  Unit units[kUnits] = {};
+  const int64_t first = static_cast<int64_t>(chunk) * kChunk + static_cast<int64_t>(threadIdx.x) * kCount;
+#pragma unroll
+  for (int u = 0; u < kUnits; u++)
+    if (first + u * kThreads * kCount < vocab) units[u] = *reinterpret_cast<const Unit*>(x + first + u * kThreads * kCount);
+#pragma unroll
+  for (int u = 0; u < kUnits; u++)
+#pragma unroll
+    for (int i = 0; i < kCount; i++)
+      f(units[u].at[i], static_cast<uint32_t>(first + u * kThreads * kCount + i), first + u * kThreads * kCount < vocab);
+}
+
+// Whether this block is the row's last one to come here. It then sees what the others wrote, through __ldcg.
+__device__ __forceinline__ bool LastOfRow(int32_t* counters) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(counters + blockIdx.y, 1) == static_cast<int32_t>(gridDim.x) - 1;
+    if (last) counters[blockIdx.y] = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+// Sums of the threads up to this one, it included. `warps` may be used again at once.
+__device__ __forceinline__ double Prefix(double sum, double (&warps)[kThreads / 32]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const double before = __shfl_up_sync(~0u, sum, distance);
+    if (lane >= distance) sum += before;
+  }
+  __syncthreads();
+  if (lane == 31) warps[warp] = sum;
+  __syncthreads();
+  double before = 0;
+#pragma unroll
+  for (int i = 0; i < kThreads / 32; i++) before += i < warp ? warps[i] : 0;
+  return before + sum;
+}
+
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) BestKernel(Rows rows) {
+  __shared__ unsigned long long warps[kThreads / 32];
   LetNextBegin();
   WaitForPrevious();
-  const int64_t row = blockIdx.x;
-  const int thread = static_cast<int>(threadIdx.x);
-  const float* const x = logits.Row(row);
-  unsigned long long* const beyond = far + row * vocab;
-  ids += row * k, values += row * k;
-  if (thread == 0) found = kept = 0;
-
-  constexpr int kTogether = 8;
-  unsigned long long mine = 0;
-  for (int32_t begin = thread; begin < vocab; begin += kTogether * kTopThreads) {
-    float read[kTogether];
-#pragma unroll
-    for (int i = 0; i < kTogether; i++)
-      if (begin + i * kTopThreads < vocab) read[i] = x[begin + i * kTopThreads];
-#pragma unroll
-    for (int i = 0; i < kTogether; i++)
-      if (begin + i * kTopThreads < vocab) mine = max(mine, RankOf(read[i], static_cast<uint32_t>(begin + i * kTopThreads)));
+  const int64_t row = blockIdx.y;
+  const Choice& choice = rows.choices[row];
+  for (unsigned b = blockIdx.x * kThreads + threadIdx.x; b < kBuckets; b += gridDim.x * kThreads) rows.sums[row * kBuckets + b] = 0, rows.counts[row * kBuckets + b] = 0;
+  unsigned long long best = 0, worst = 0;  // the worst's rank with its bits inverted
+  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
+    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool there) {
+      const unsigned long long rank = RankOf(x, id);
+      if (there) best = max(best, rank), worst = max(worst, ~rank);
+    });
+  best = BlockMax(best, warps);
+  __syncthreads();
+  worst = BlockMax(worst, warps);
+  unsigned long long* const found = rows.found + row * gridDim.x * 2;
+  if (threadIdx.x == 0) found[blockIdx.x * 2] = best, found[blockIdx.x * 2 + 1] = worst;
+  if (!LastOfRow(rows.counters)) return;
+  best = worst = 0;
+  for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) best = max(best, __ldcg(found + 2 * i)), worst = max(worst, __ldcg(found + 2 * i + 1));
+  best = BlockMax(best, warps);
+  __syncthreads();
+  worst = BlockMax(worst, warps);
+  if (threadIdx.x != 0) return;
+  RowState state = {};
+  if (best == kNotFinite || choice.temperature == 0) {
+    rows.tokens[row] = best == kNotFinite ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(best));
+  } else {
+    state.best = LogitOf(best), state.per_logit = 1 / choice.temperature;
+    const float range = static_cast<float>(fmin(-kNegligible * choice.temperature, static_cast<double>(state.best) - LogitOf(~worst)));
+    state.per_bucket = range > 1e-30f ? kBuckets / range : 0;
+    state.status = choice.top_k > 0 || choice.top_p < 1 ? kSelects : kDraws;
   }
-  if (__syncthreads_or(mine == kNotFinite)) {
-    if (thread < k) ids[thread] = -1, values[thread] = NAN;
+  rows.states[row] = state;
+}
+
+// Whether the sampler looks at a token at all; where it is a matter of rounding, its weight is far below the margin.
+__device__ __forceinline__ bool Counts(const RowState& state, float x) { return (static_cast<double>(x) - state.best) * state.per_logit >= kNegligible; }
+__device__ __forceinline__ double WeightOf(const RowState& state, float x) { return exp((static_cast<double>(x) - state.best) * state.per_logit); }
+// Falls nowhere where the logit rises.
+__device__ __forceinline__ int32_t BucketOf(const RowState& state, float x) {
+  return static_cast<int32_t>(fminf((state.best - x) * state.per_bucket, static_cast<float>(kBuckets - 1)));
+}
+
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) HistogramKernel(Rows rows) {
+  __shared__ double sums[kBuckets];
+  __shared__ int32_t counts[kBuckets];
+  __shared__ double of_warps[kThreads / 32];
+  LetNextBegin();
+  WaitForPrevious();
+  const int64_t row = blockIdx.y;
+  const RowState state = rows.states[row];
+  if (state.status != kSelects) return;
+  const Choice choice = rows.choices[row];
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int b = thread; b < kBuckets; b += kThreads) sums[b] = 0, counts[b] = 0;
+  __syncthreads();
+  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
+    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t, bool there) {
+      const int32_t bucket = there && Counts(state, x) ? BucketOf(state, x) : -1;
+      double weight = bucket >= 0 ? WeightOf(state, x) : 0;
+      // Logits that are as good as equal would wait for each other.
+      if (__all_sync(~0u, bucket == __shfl_sync(~0u, bucket, 0))) {
+#pragma unroll
+        for (int lanes = 16; lanes > 0; lanes /= 2) weight += __shfl_xor_sync(~0u, weight, lanes);
+        if (bucket >= 0 && thread % 32 == 0) atomicAdd(sums + bucket, weight), atomicAdd(counts + bucket, 32);
+      } else if (bucket >= 0) {
+        atomicAdd(sums + bucket, weight), atomicAdd(counts + bucket, 1);
+      }
+    });
+  __syncthreads();
+  double* const all_sums = rows.sums + row * kBuckets;
+  int32_t* const all_counts = rows.counts + row * kBuckets;
+  for (int b = thread; b < kBuckets; b += kThreads)
+    if (counts[b] > 0) atomicAdd(all_sums + b, sums[b]), atomicAdd(all_counts + b, counts[b]);
+  if (!LastOfRow(rows.counters)) return;
+
+  // The first bucket with which there are top_k tokens, or else top_p of the weights; a row has at least one token.
+  constexpr int kEach = kBuckets / kThreads;
+  double mine[kEach], sum = 0;
+  for (int i = 0; i < kEach; i++) {
+    const int b = thread * kEach + i;
+    mine[i] = choice.top_k > 0 ? __ldcg(all_counts + b) : __ldcg(all_sums + b);
+    sum += mine[i];
+  }
+  const double until = Prefix(sum, of_warps);
+  __shared__ double total;
+  __shared__ int32_t cut;
+  if (thread == kThreads - 1) total = until, cut = kBuckets;
+  __syncthreads();
+  const double due = choice.top_k > 0 ? fmin(static_cast<double>(choice.top_k), total) : choice.top_p * total;
+  double before = until - sum;
+  for (int i = 0; i < kEach; before += mine[i++])
+    if (before < due && before + mine[i] >= due) atomicMin(&cut, thread * kEach + i);
+  __syncthreads();
+  before = until - sum;
+  for (int i = 0; i < kEach; before += mine[i++])
+    if (cut == thread * kEach + i) {
+      RowState& to = rows.states[row];
+      to.bucket = cut, to.before = before, to.total = total;
+    }
+  if (thread == 0 && cut == kBuckets) rows.states[row].status = kDoubtful;
+}
+
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) GatherKernel(Rows rows) {
+  __shared__ unsigned long long list[kListed];
+  __shared__ double of_warps[kThreads / 32];
+  LetNextBegin();
+  WaitForPrevious();
+  const int64_t row = blockIdx.y;
+  RowState& there = rows.states[row];
+  const RowState state = there;
+  if (state.status != kSelects) return;
+  const Choice choice = rows.choices[row];
+  const int thread = static_cast<int>(threadIdx.x);
+  unsigned long long* const all = rows.lists + row * kListed;
+  // With top_k all that comes before the cut is needed too.
+  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
+    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
+      const int32_t bucket = BucketOf(state, x);
+      const bool listed = inside && Counts(state, x) && (choice.top_k > 0 ? bucket <= state.bucket : bucket == state.bucket);
+      const unsigned warp = __ballot_sync(~0u, listed);
+      if (warp == 0) return;
+      int at = 0;
+      if (thread % 32 == 0) at = atomicAdd(&there.listed, __popc(warp));
+      at = __shfl_sync(~0u, at, 0) + __popc(warp & ((1u << thread % 32) - 1));
+      if (listed && at < kListed) all[at] = RankOf(x, id);
+    });
+  if (!LastOfRow(rows.counters)) return;
+
+  const int n = __ldcg(&there.listed);
+  if (n == 0 || n > kListed) {
+    if (thread == 0) there.status = kDoubtful;
     return;
   }
-  unsigned long long bound = 0;
-  for (int bit = 63; bit >= 32; bit--) {
-    const unsigned long long higher = bound | 1ull << bit;
-    if (__syncthreads_count(mine >= higher) >= k) bound = higher;
-  }
-  for (int32_t begin = thread; begin < vocab; begin += kTogether * kTopThreads) {
-    float read[kTogether];
-#pragma unroll
-    for (int i = 0; i < kTogether; i++)
-      if (begin + i * kTopThreads < vocab) read[i] = x[begin + i * kTopThreads];
-#pragma unroll
-    for (int i = 0; i < kTogether; i++) {
-      const int32_t id = begin + i * kTopThreads;
-      if (id >= vocab) continue;
-      const unsigned long long rank = RankOf(read[i], static_cast<uint32_t>(id));
-      if (rank < bound) continue;
-      const int at = atomicAdd(&found, 1);
-      (at < kNear ? near[at] : beyond[at - kNear]) = rank;
-    }
-  }
+  int sorted = kThreads;
+  while (sorted < n) sorted *= 2;
+  for (int i = thread; i < sorted; i += kThreads) list[i] = i < n ? __ldcg(all + i) : 0;
   __syncthreads();
-  const int candidates = found;
-  const auto candidate = [&](int i) { return i >= candidates ? 0 : i < kNear ? near[i] : beyond[i - kNear]; };
-  unsigned long long least = 0;  // the k-th largest: ranks differ
-  for (int bit = 63; bit >= 0; bit--) {
-    const unsigned long long higher = least | 1ull << bit;
-    int above = 0;
-    for (int i = 0; i < candidates; i += kTopThreads) above += __syncthreads_count(candidate(i + thread) >= higher);
-    if (above >= k) least = higher;
-  }
-  top[thread] = 0;
-  __syncthreads();
-  for (int i = thread; i < candidates; i += kTopThreads)
-    if (candidate(i) >= least) top[atomicAdd(&kept, 1)] = candidate(i);
-  __syncthreads();
-  // Bitonic sort, the largest first, of the least power of two that holds k.
-  int sorted = 1;
-  while (sorted < k) sorted *= 2;
+  // Bitonic, the largest first.
   for (int size = 2; size <= sorted; size *= 2)
     for (int step = size / 2; step > 0; step /= 2) {
-      const int other = thread ^ step;
-      if (thread < sorted && other > thread) {
-        const unsigned long long a = top[thread], b = top[other];
-        if (((thread & size) == 0) == (a < b)) top[thread] = b, top[other] = a;
+      for (int i = thread; i < sorted; i += kThreads) {
+        const int other = i ^ step;
+        if (other < i) continue;
+        const unsigned long long a = list[i], b = list[other];
+        if (((i & size) == 0) == (a < b)) list[i] = b, list[other] = a;
       }
       __syncthreads();
     }
-  if (thread < k) {
-    const auto id = static_cast<int32_t>(~static_cast<uint32_t>(top[thread]));
-    ids[thread] = id, values[thread] = x[id];
+  const int kept = choice.top_k > 0 ? static_cast<int>(min(choice.top_k, static_cast<int64_t>(n))) : n, each = sorted / kThreads;
+  if (thread == 0) there.status = kDoubtful;
+  __syncthreads();
+  if (choice.top_p >= 1) {
+    if (thread == 0) there.least = list[kept - 1], there.status = kDraws;
+    return;
+  }
+  double sum = 0;
+  for (int i = thread * each; i < min((thread + 1) * each, kept); i++) sum += WeightOf(state, LogitOf(list[i]));
+  double until = Prefix(sum, of_warps);
+  __shared__ double total;
+  if (thread == kThreads - 1) total = choice.top_k > 0 ? until : state.total;
+  __syncthreads();
+  const double due = choice.top_p * total, margin = Margin(rows) * total;
+  until = until - sum + (choice.top_k > 0 ? 0 : state.before);
+  for (int i = thread * each; i < min((thread + 1) * each, kept); i++) {
+    const double before = until;
+    until += WeightOf(state, LogitOf(list[i]));
+    if (before <= due - margin && until >= due + margin) there.least = list[i], there.status = kDraws;
   }
 }
 
+__device__ __forceinline__ double KeptWeight(const RowState& state, double min_p, float x, uint32_t id) {
+  if (RankOf(x, id) < state.least || !Counts(state, x)) return 0;
+  const double weight = WeightOf(state, x);
+  return weight >= min_p ? weight : 0;
+}
+
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) DrawKernel(Rows rows) {
+  __shared__ double of_warps[kThreads / 32];
+  LetNextBegin();
+  WaitForPrevious();
+  const int64_t row = blockIdx.y;
+  RowState& there = rows.states[row];
+  const RowState state = there;
+  if (state.status != kDraws) return;
+  const Choice choice = rows.choices[row];
+  const int thread = static_cast<int>(threadIdx.x);
+  const float* const logits = rows.logits.Row(row);
+  double* const chunk_sums = rows.chunk_sums + row * rows.chunks();
+  const float last = LogitOf(state.least);
+  const double last_distance = state.least > 0 ? static_cast<double>(state.best) - last : -1;
+  bool doubts = false;
+  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x)) {
+    double sum = 0;
+    ForChunk<kCount>(logits, rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
+      if (!inside) return;
+      // The sampler orders by what is left of the logits after the temperature: some that differ may be equal there.
+      doubts |= x != last && fabs(static_cast<double>(state.best) - x - last_distance) <= 0x1p-40 * last_distance;
+      const double weight = KeptWeight(state, 0, x, id);
+      if (choice.min_p > 0 && weight > 0) doubts |= fabs(weight - choice.min_p) <= 0x1p-40 * choice.min_p;
+      if (weight >= choice.min_p) sum += weight;
+    });
+    const double until = Prefix(sum, of_warps);
+    if (thread == kThreads - 1) chunk_sums[chunk] = until;
+  }
+  if (doubts) atomicExch(&there.doubts, 1);
+  if (!LastOfRow(rows.counters)) return;
+
+  if (thread == 0) there.status = kDoubtful;
+  if (__ldcg(&there.doubts)) return;
+  const int32_t each = (rows.chunks() + kThreads - 1) / kThreads;
+  double sum = 0;
+  for (int32_t i = thread * each; i < min((thread + 1) * each, rows.chunks()); i++) sum += __ldcg(chunk_sums + i);
+  double until = Prefix(sum, of_warps);
+  __shared__ double total, before_chunk;
+  __shared__ int32_t chosen;
+  if (thread == kThreads - 1) total = until, chosen = -1;
+  __syncthreads();
+  const double target = choice.uniform * total, margin = Margin(rows) * total;
+  until -= sum;
+  for (int32_t i = thread * each; i < min((thread + 1) * each, rows.chunks()); i++) {
+    const double before = until;
+    until += __ldcg(chunk_sums + i);
+    if (before <= target && until > target) chosen = i, before_chunk = before;  // should rounding let two think so, the margin tells
+  }
+  __syncthreads();
+  if (chosen < 0) return;
+  const int64_t first = static_cast<int64_t>(chosen) * kChunk + thread * kPerThread;
+  double weights[kPerThread];
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; i++) {
+    weights[i] = first + i < rows.vocab ? KeptWeight(state, choice.min_p, logits[first + i], static_cast<uint32_t>(first + i)) : 0;
+    sum += weights[i];
+  }
+  until = before_chunk + Prefix(sum, of_warps) - sum;
+#pragma unroll
+  for (int i = 0; i < kPerThread; i++) {
+    const double before = until;
+    until += weights[i];
+    if (before <= target - margin && until >= target + margin) rows.tokens[row] = static_cast<int32_t>(first + i), there.status = kDecided;
+  }
+}
+
+// What ExactKernel works with, for each of its blocks.
+struct ExactSpace {
+  double* weights;           // [vocab] 0: not kept
+  unsigned long long* keys;  // [sorted] how far a token is below the best, as bits
+  uint32_t* ids;             // [sorted]
+  int32_t sorted;            // the power of two that holds the vocabulary
+};
+
+// A row that ExactKernel is at.
+struct ExactRow {
+  const float* logits;
+  double best;
+  Choice choice;
+  double* weights;
+  unsigned long long* keys;
+  uint32_t* ids;
+  int32_t vocab, sorted;
+  __device__ double Distance(int64_t i) const { return -((static_cast<double>(logits[i]) - best) / choice.temperature); }
+  __device__ double SortedDistance(int32_t i) const { return __longlong_as_double(static_cast<long long>(keys[i])); }
+};
+constexpr unsigned long long kNone = ~0ull;  // a key
+
+// Calls f(weight, id) for one token after the other, in one thread.
+template <typename F>
+__device__ void OneByOne(const ExactRow& row, const F& f) {
+  constexpr int kPiece = 4 * kThreads;
+  __shared__ double piece[kPiece];
+  for (int32_t begin = 0; begin < row.vocab; begin += kPiece) {
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kPiece && begin + i < row.vocab; i += kThreads) piece[i] = row.weights[begin + i];
+    __syncthreads();
+    if (threadIdx.x == 0)
+      for (int i = 0; i < kPiece && begin + i < row.vocab; i++) f(piece[i], begin + i);
+  }
+  __syncthreads();
+}
+
+// The tokens that have a weight in the sampler's order: by distance, equal ones by id. Gives their number.
+__device__ int32_t SortExactly(const ExactRow& row) {
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  for (int32_t i = thread; i < row.sorted; i += kThreads) {
+    const bool there = i < row.vocab && row.weights[i] > 0;
+    row.keys[i] = there ? static_cast<unsigned long long>(__double_as_longlong(row.Distance(i) + 0.0)) : kNone, row.ids[i] = static_cast<uint32_t>(i);
+  }
+  __syncthreads();
+  for (int32_t size = 2; size <= row.sorted; size *= 2)
+    for (int32_t step = size / 2; step > 0; step /= 2) {
+      for (int32_t i = thread; i < row.sorted; i += kThreads) {
+        const int32_t other = i ^ step;
+        if (other < i) continue;
+        const unsigned long long a = row.keys[i], b = row.keys[other];
+        const uint32_t id_a = row.ids[i], id_b = row.ids[other];
+        if (((i & size) == 0) != (a != b ? a < b : id_a < id_b)) row.keys[i] = b, row.ids[i] = id_b, row.keys[other] = a, row.ids[other] = id_a;
+      }
+      __syncthreads();
+    }
+  __shared__ int32_t count;
+  if (thread == 0) count = row.vocab;
+  __syncthreads();
+  for (int32_t i = thread; i < row.vocab; i += kThreads)
+    if (row.keys[i] == kNone) atomicMin(&count, i);
+  __syncthreads();
+  return count;
+}
+
+__device__ void KeepFirst(const ExactRow& row, int32_t n) {
+  for (int32_t i = n + static_cast<int32_t>(threadIdx.x); i < row.sorted && row.keys[i] != kNone; i += kThreads) row.weights[row.ids[i]] = 0;
+  __syncthreads();
+}
+
+// How many of the first `kept` tokens top_p keeps.
+__device__ int32_t CutExactly(const ExactRow& row, int32_t kept) {
+  __shared__ double sums[kBuckets], total;
+  __shared__ int32_t cut;
+  for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads) sums[b] = 0;
+  if (threadIdx.x == 0) total = 0;
+  OneByOne(row, [&](double weight, int32_t) { total += weight; });
+  const double due = row.choice.top_p * total, largest = row.SortedDistance(kept - 1), scale = largest > 1e-300 ? (kBuckets - 1) / largest : 0;
+  const auto bucket = [&](double distance) { return static_cast<int32_t>(distance * scale); };
+  OneByOne(row, [&](double weight, int32_t i) {
+    if (weight > 0) sums[bucket(row.Distance(i))] += weight;
+  });
+  if (threadIdx.x == 0) {
+    double sum = 0;
+    int last = 0;
+    while (last < kBuckets && (sums[last] == 0 || sum + sums[last] < due)) sum += sums[last++];
+    cut = kept;
+    if (last < kBuckets) {
+      int32_t i = 0;
+      while (bucket(row.SortedDistance(i)) < last) i++;
+      while (i + 1 < kept && bucket(row.SortedDistance(i + 1)) == last && (sum += row.weights[row.ids[i]]) < due) i++;
+      cut = i + 1;
+    }
+  }
+  __syncthreads();
+  return cut;
+}
+
+// Rows that are in doubt, as the sampler does it (engine/sampler.cc), each sum in its order.
+__global__ void __launch_bounds__(kThreads) ExactKernel(Rows rows, int32_t count, ExactSpace space) {
+  __shared__ double total;
+  LetNextBegin();
+  WaitForPrevious();
+  const int32_t thread = static_cast<int32_t>(threadIdx.x), block = static_cast<int32_t>(blockIdx.x), vocab = rows.vocab;
+  for (int32_t r = block; r < count; r += static_cast<int32_t>(gridDim.x)) {
+    if (rows.states[r].status != kDoubtful) continue;
+    const ExactRow row = {.logits = rows.logits.Row(r),
+                          .best = rows.states[r].best,
+                          .choice = rows.choices[r],
+                          .weights = space.weights + static_cast<int64_t>(block) * vocab,
+                          .keys = space.keys + static_cast<int64_t>(block) * space.sorted,
+                          .ids = space.ids + static_cast<int64_t>(block) * space.sorted,
+                          .vocab = vocab,
+                          .sorted = space.sorted};
+    const Choice& choice = row.choice;
+    for (int32_t i = thread; i < vocab; i += kThreads) {
+      const double distance = row.Distance(i);
+      row.weights[i] = -distance >= kNegligible ? Exp(-distance) : 0;
+    }
+    __syncthreads();
+    if (choice.top_k > 0 || choice.top_p < 1) {
+      int32_t kept = SortExactly(row);
+      if (choice.top_k > 0 && choice.top_k < kept) KeepFirst(row, kept = static_cast<int32_t>(choice.top_k));
+      if (choice.top_p < 1) KeepFirst(row, CutExactly(row, kept));
+    }
+    if (choice.min_p > 0)
+      for (int32_t i = thread; i < vocab; i += kThreads)
+        if (row.weights[i] < choice.min_p) row.weights[i] = 0;
+    if (thread == 0) total = 0;
+    OneByOne(row, [&](double weight, int32_t) { total += weight; });
+    double left = choice.uniform * total;
+    int32_t chosen = -1;
+    OneByOne(row, [&](double weight, int32_t i) {
+      if (weight == 0 || (chosen >= 0 && left < 0)) return;
+      left -= weight, chosen = i;
+    });
+    if (thread == 0) rows.tokens[r] = chosen;
+  }
+}
+
+constexpr int64_t kExactBlocks = 16;
+
 }  // namespace
 
-void State::Top(const Tensor& logits, int64_t k, int32_t* ids, float* values) {
+void State::Choose(const Tensor& logits, int32_t* tokens) {
   const int64_t vocab = logits.cols();
-  CHECK_MSG(logits.dtype() == Dtype::kF32 && vocab < (1 << 30) && k > 0 && k <= std::min(vocab, kMostTop), "the {} largest of logits {} {}", k, Name(logits.dtype()),
-            logits.ShapeString());
-  const int64_t most = static_cast<int64_t>(kScratchBytes) / 8 / vocab;
-  for (int64_t begin = 0; begin < logits.rows(); begin += most)
-    Launch(*this, TopKernel, static_cast<unsigned>(std::min(most, logits.rows() - begin)), kTopThreads, 0,
-           MatrixView<const float>{logits.as<float>() + begin * logits.stride(0), logits.stride(0)}, static_cast<int32_t>(vocab), static_cast<int>(k), ids + begin * k,
-           values + begin * k, reinterpret_cast<unsigned long long*>(scratch()));
+  CHECK_MSG(logits.rows() <= batch_.choices_count, "{} rows, {} choices", logits.rows(), batch_.choices_count);
+  CHECK_MSG(logits.dtype() == Dtype::kF32 && vocab > 0 && vocab < (1 << 30), "logits {} {}", Name(logits.dtype()), logits.ShapeString());
+  char* taken = scratch();
+  const auto take = [&]<typename T>(T*& array, int64_t count) {
+    array = reinterpret_cast<T*>(taken);
+    taken += DivideUp(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+  };
+  int64_t sorted = 1;
+  while (sorted < vocab) sorted *= 2;
+  ExactSpace exact = {.weights = nullptr, .keys = nullptr, .ids = nullptr, .sorted = static_cast<int32_t>(sorted)};
+  take(exact.weights, kExactBlocks * vocab), take(exact.keys, kExactBlocks * sorted), take(exact.ids, kExactBlocks * sorted);
+  // Rows at a time: as many as the rest has room for.
+  const int64_t chunks = DivideUp(vocab, kChunk);
+  const int64_t of_row = static_cast<int64_t>(sizeof(RowState)) + (2 * chunks + kListed) * 8 + kBuckets * 12 + chunks * 8;
+  const int64_t most = std::min<int64_t>({kCounters, 65535, (static_cast<int64_t>(kScratchBytes) - (taken - scratch()) - 4096) / of_row});
+  CHECK_MSG(most > 0, "a vocabulary of {}", vocab);
+  const bool wide = vocab % 4 == 0 && logits.stride(0) % 4 == 0 && reinterpret_cast<uintptr_t>(logits.data()) % 16 == 0;
+  char* const of_rows = taken;
+  for (int64_t begin = 0; begin < logits.rows(); begin += most) {
+    const int64_t count = std::min(most, logits.rows() - begin), blocks = std::clamp<int64_t>(DivideUp(4 * sms(), count), 1, chunks);
+    Rows rows = {};
+    rows.logits = {logits.as<float>() + begin * logits.stride(0), logits.stride(0)}, rows.vocab = static_cast<int32_t>(vocab);
+    rows.choices = batch_.choices + begin, rows.tokens = tokens + begin, rows.counters = counters();
+    taken = of_rows;
+    take(rows.states, count), take(rows.found, count * blocks * 2), take(rows.sums, count * kBuckets), take(rows.counts, count * kBuckets);
+    take(rows.lists, count * kListed), take(rows.chunk_sums, count * chunks);
+    const auto pass = [&](void (*kernel)(Rows)) { Launch(*this, kernel, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(count)), kThreads, 0, rows); };
+    wide ? pass(BestKernel<4>) : pass(BestKernel<1>);
+    wide ? pass(HistogramKernel<4>) : pass(HistogramKernel<1>);
+    wide ? pass(GatherKernel<4>) : pass(GatherKernel<1>);
+    wide ? pass(DrawKernel<4>) : pass(DrawKernel<1>);
+    Launch(*this, ExactKernel, static_cast<unsigned>(std::min(kExactBlocks, count)), kThreads, 0, rows, static_cast<int32_t>(count), exact);
+  }
 }
 
 void State::ArgMax(const Tensor& logits, int32_t* tokens) {

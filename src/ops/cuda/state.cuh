@@ -38,8 +38,9 @@ struct DeviceBatch {
   const int32_t* row_sequence;       // [rows] the sequence that a row belongs to
   const DeviceSequence* sequences;   // [sequence_count]
   const int32_t* pages;              // page tables one after the other
+  const Choice* choices;             // [choices_count]
   int64_t rows = 0;
-  int32_t sequence_count = 0;
+  int32_t sequence_count = 0, choices_count = 0;
   int64_t most_rows = 0;  // of a sequence of this batch
   int64_t most_keys = 0;  // position + rows of a sequence of this batch; not to be used by what may be replayed
 };
@@ -61,10 +62,14 @@ class State final : public Accelerator {
   void Copy(void* to, const void* from, size_t bytes) override;
   void* AllocateHost(size_t bytes) override;
   void FreeHost(void* p) override;
+  void UploadLater(void* to, const void* from, size_t bytes) override;
+  void DownloadLater(void* to, const void* from, size_t bytes) override;
+  uint64_t Mark() override;
+  void WaitFor(uint64_t mark) override;
   void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t)>& progress) override;
   void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) override;
   void ArgMax(const Tensor& logits, int32_t* tokens) override;
-  void Top(const Tensor& logits, int64_t k, int32_t* ids, float* values) override;
+  void Choose(const Tensor& logits, int32_t* tokens) override;
   void Begin(const Batch& batch) override;
   void Replay(uint64_t key, const std::function<void()>& work) override;
   void ForgetReplays() override;
@@ -100,6 +105,9 @@ class State final : public Accelerator {
   int block_ = -2;  // see EnterBlock; −2: none yet
   DeviceBatch batch_;
   Staging* staging_ = nullptr;
+  static constexpr uint64_t kMarks = 4;  // that may be waited for at a time
+  cudaEvent_t marked_[kMarks] = {};
+  uint64_t marks_ = 0;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
 };
 

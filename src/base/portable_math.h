@@ -8,10 +8,10 @@
 namespace bamba {
 
 // Exponential and logarithm of IEEE additions, multiplications and divisions alone: the same bits on every machine, which the C library's don't promise.
-// Whatever a choice of token or a reported probability depends on goes through these.
+// Whatever a choice of token or a reported probability depends on goes through these, on a GPU too (which calls what is constexpr).
 
 // e^x for x ≤ 0 (−∞ too, no NaN), 0 below −708; relative error < 2^−51. Without a branch, so that a loop over it becomes vector code; the bits stay.
-inline double Exp(double x) {
+constexpr double Exp(double x) {
   // x = k ln 2 + r with |r| ≤ ln 2 / 2; the first part of ln 2 has enough trailing zeros for k times it to be exact.
   constexpr double kLog2e = 0x1.71547652b82fep0, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
   constexpr double kRound = 0x1.8p52;  // a sum with it has no digits after the point, and an integer in its low bits
@@ -30,7 +30,7 @@ inline double Exp(double x) {
 }
 
 // log x for normal x > 0; relative error < 2^−50.
-inline double Log(double x) {
+constexpr double Log(double x) {
   // x = 2^k m with m in [√½, √2), and log m = 2 atanh(s) = 2 (s + s³/3 + s⁵/5 + …); |s| < 0.172, so the term after s²¹/21 is below 2^−60 of the first.
   constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
   constexpr uint64_t kSqrtHalf = 0x3fe6a09e667f3bcd, kMantissa = (uint64_t{1} << 52) - 1;
