@@ -44,6 +44,9 @@ MemoryPlan FittingPlan(const Model& model, PoolSize pool, BatchSize batch, const
   MemoryPlan plan = PlanMemory(model, pool, StepWorkspace(model, batch.rows, batch.scored, execution), execution);
   plan.snapshots = options.snapshot_bytes;
   CheckFits(plan, MemoryLeft(execution), options.name);
+  if (plan.on_device && plan.snapshots > AvailableMemory())
+    throw Error("{}: snapshots may take {} of this machine's memory, which has {} left", options.name, HumanBytes(static_cast<double>(plan.snapshots)),
+                HumanBytes(static_cast<double>(AvailableMemory())));
   if (HasAttention(model.config) && pool.pages < PagesFor(options.context))
     throw Error("{}: one sequence of {} tokens needs {} pages of keys and values ({}), the plan has {} for all sequences; lower --context", options.name,
                 Thousands(options.context), PagesFor(options.context), HumanBytes(static_cast<double>(PagesFor(options.context) * plan.page)), pool.pages);
@@ -105,7 +108,7 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
       plan_(FittingPlan(model, pool_size_, batch_size_, options_)),
       placed_(Placed(model, plan_, options_)),
       runner_(placed_, pool_size_, batch_size_, options_.execution),
-      snapshots_(options_.snapshot_bytes),
+      snapshots_(options_.snapshot_bytes, options_.execution.accelerator),
       ends_(Ends(model.config, tokenizer)),
       free_{.slots = pool_size_.slots, .pages = pool_size_.pages} {
   const auto sequences = static_cast<size_t>(options_.sequences);

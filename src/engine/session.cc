@@ -1,6 +1,5 @@
 #include "engine/session.h"
 
-#include <cstring>
 #include <limits>
 
 #include "base/error.h"
@@ -60,22 +59,18 @@ void Session::Clear() {
 
 SnapshotId Session::Snapshot() {
   const StatePool& pool = engine_.runner_.pool();
-  bamba::Snapshot snapshot{.tokens = tokens_, .position = sequence_.position, .reach = pool.Reach(sequence_)};
-  const int64_t image_bytes = pool.ImageBytes(snapshot.position, snapshot.reach);
-  if (!engine_.snapshots_.MakeRoom(snapshot.bytes() + image_bytes)) return 0;
-  snapshot.image = Buffer(static_cast<size_t>(image_bytes));
-  char* to = snapshot.image.data();
-  pool.Save(sequence_, snapshot.reach, [&](const void* data, size_t bytes) {
-    std::memcpy(to, data, bytes);
-    to += bytes;
-  });
-  return engine_.snapshots_.Add(std::move(snapshot));
+  const int64_t position = sequence_.position, reach = pool.Reach(sequence_);
+  auto snapshot = engine_.snapshots_.MakeRoom(std::ssize(tokens_), pool.ImageBytes(position, reach));
+  if (!snapshot) return 0;
+  snapshot->tokens = tokens_, snapshot->position = position, snapshot->reach = reach;
+  pool.Save(sequence_, reach, snapshot->image);
+  return engine_.snapshots_.Add(std::move(*snapshot));
 }
 
 bool Session::Restore(SnapshotId id) {
   const bamba::Snapshot* snapshot = engine_.snapshots_.Find(id);
   if (!snapshot) return false;
-  CHECK(engine_.runner_.pool().Restore(sequence_, snapshot->position, snapshot->reach, {snapshot->image.data(), snapshot->image.size()}));
+  CHECK(engine_.runner_.pool().Restore(sequence_, snapshot->position, snapshot->reach, snapshot->image));
   tokens_ = snapshot->tokens;
   return true;
 }

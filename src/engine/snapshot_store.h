@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "base/buffer.h"
@@ -15,19 +17,26 @@ using SnapshotId = int64_t;
 struct Snapshot {
   std::vector<int32_t> tokens;  // of which the model has read `position`
   int64_t position = 0, reach = 0;
-  Buffer image;
-
-  int64_t bytes() const { return static_cast<int64_t>(image.size() + tokens.size() * sizeof(int32_t)); }
+  std::vector<std::span<char>> image;  // in the store's memory
+  Buffer memory;                       // which is this, where no device has the state
+  int64_t bytes = 0;                   // of the store's budget
 };
 
-// Snapshots of no more than a number of bytes together: for a new one, those used longest ago are dropped.
+// Snapshots in no more than a number of the host's bytes together: for a new one, those used longest ago are dropped. Where a device has the state they lie in
+// blocks that it copies to and from while the host goes on; a block is taken once and used again.
 class SnapshotStore {
  public:
-  explicit SnapshotStore(int64_t budget) : budget_(budget) {}
+  SnapshotStore(int64_t budget, DeviceMemory* device) : budget_(budget), device_(device) {}
+  ~SnapshotStore();
+  SnapshotStore(const SnapshotStore&) = delete;
+  SnapshotStore& operator=(const SnapshotStore&) = delete;
 
-  // Room for a new snapshot of so many bytes, by dropping old ones. False, and nothing dropped, where it is larger than the whole budget.
-  bool MakeRoom(int64_t bytes);
-  SnapshotId Add(Snapshot snapshot);    // for which there must be room
+  static constexpr int64_t kBlock = int64_t{2} << 20;
+
+  // Room for a snapshot of so many tokens and bytes, its image to be filled, by dropping old ones. None, and nothing dropped, where it is larger than the whole
+  // budget.
+  std::optional<Snapshot> MakeRoom(int64_t tokens, int64_t image_bytes);
+  SnapshotId Add(Snapshot snapshot);    // for which room was made last
   const Snapshot* Find(SnapshotId id);  // and counts as its use; null where it was dropped
   int64_t bytes() const { return bytes_; }
 
@@ -36,9 +45,13 @@ class SnapshotStore {
     Snapshot snapshot;
     int64_t used;  // at this time
   };
+  char* TakeBlock();
+
   int64_t budget_, bytes_ = 0, time_ = 0;
   SnapshotId next_ = 1;
   std::map<SnapshotId, Entry> entries_;
+  DeviceMemory* device_;
+  std::vector<char*> blocks_, free_blocks_;
 };
 
 }  // namespace bamba

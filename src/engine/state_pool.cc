@@ -136,7 +136,12 @@ void StatePool::ForEachPiece(const SequenceState& sequence, int64_t reach, const
   const int64_t end = sequence.position;
   const auto ring = [&](const Tensor& t, int64_t first) {
     const Tensor entries = t.At(sequence.slot);
-    for (int64_t token = first; token < end; token++) visit(entries.At(token % entries.rows()));
+    const int64_t length = entries.shape(0), of_token = entries.size() / length;
+    const Tensor rows(entries.data(), entries.dtype(), {length, of_token});
+    for (int64_t token = first, run; token < end; token += run) {
+      run = std::min(length - token % length, end - token);
+      visit(rows.Rows(token % length, run));
+    }
   };
   const auto pages = [&](const Tensor& t) {
     for (int64_t token = 0; token < end; token += kKvBlock)
@@ -168,11 +173,47 @@ void StatePool::Save(const SequenceState& sequence, int64_t reach, const std::fu
   });
 }
 
-bool StatePool::Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const char> image) {
-  CHECK_EQ(static_cast<int64_t>(image.size()), ImageBytes(position, reach));
+// Calls copy(piece's address, part's, bytes) for the bytes of an image's pieces and the parts that they lie in, one after the other.
+template <typename F>
+void StatePool::ForEachPart(const SequenceState& sequence, int64_t reach, std::span<const std::span<char>> parts, const F& copy) const {
+  std::span<char> part;
+  ForEachPiece(sequence, reach, [&](const Tensor& piece) {
+    for (size_t done = 0, n; done < piece.bytes(); done += n) {
+      if (part.empty()) {
+        CHECK(!parts.empty());
+        part = parts.front(), parts = parts.subspan(1);
+      }
+      n = std::min(part.size(), piece.bytes() - done);
+      copy(static_cast<char*>(piece.data()) + done, part.data(), n);
+      part = part.subspan(n);
+    }
+  });
+  CHECK(part.empty() && parts.empty());
+}
+
+void StatePool::Save(const SequenceState& sequence, int64_t reach, std::span<const std::span<char>> parts) const {
+  CHECK_MSG(Reach(sequence) <= reach && reach <= sequence.position, "reach of {} at {}, once at {}", reach, sequence.position, sequence.furthest);
+  ForEachPart(sequence, reach, parts,
+              [&](char* piece, char* part, size_t n) { device_ ? device_->DownloadLater(part, piece, n) : void(std::memcpy(part, piece, n)); });
+}
+
+bool StatePool::Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const std::span<char>> parts) {
+  if (!MoveTo(sequence, position, reach)) return false;
+  ForEachPart(sequence, reach, parts,
+              [&](char* piece, char* part, size_t n) { device_ ? device_->UploadLater(piece, part, n) : void(std::memcpy(piece, part, n)); });
+  return true;
+}
+
+bool StatePool::MoveTo(SequenceState& sequence, int64_t position, int64_t reach) {
   if (!Grow(sequence, std::max<int64_t>(0, position - sequence.position))) return false;
   sequence.position = position;
   sequence.furthest = reach > 0 ? reach + kSsdChunk : position;
+  return true;
+}
+
+bool StatePool::Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const char> image) {
+  CHECK_EQ(static_cast<int64_t>(image.size()), ImageBytes(position, reach));
+  if (!MoveTo(sequence, position, reach)) return false;
   ForEachPiece(sequence, reach, [&](const Tensor& piece) {
     device_ ? device_->Upload(piece.data(), image.data(), piece.bytes()) : void(std::memcpy(piece.data(), image.data(), piece.bytes()));
     image = image.subspan(piece.bytes());

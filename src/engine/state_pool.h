@@ -69,8 +69,15 @@ class StatePool {
   void Save(const SequenceState& sequence, int64_t reach, const std::function<void(const void*, size_t)>& write) const;
   // Makes `sequence`, which keeps its slot, the one whose image this is. False, and nothing changed, where the pool has too few pages.
   bool Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const char> image);
+  // The same with an image in parts, which are as long together. Where a device has the state they are memory of its AllocateHost, and it copies in the order
+  // of its work: nobody waits.
+  void Save(const SequenceState& sequence, int64_t reach, std::span<const std::span<char>> parts) const;
+  bool Restore(SequenceState& sequence, int64_t position, int64_t reach, std::span<const std::span<char>> parts);
 
  private:
+  bool MoveTo(SequenceState& sequence, int64_t position, int64_t reach);
+  template <typename F>
+  void ForEachPart(const SequenceState& sequence, int64_t reach, std::span<const std::span<char>> parts, const F& copy) const;
   template <typename Visit>
   void ForEachPiece(const SequenceState& sequence, int64_t reach, const Visit& visit) const;
 
