@@ -250,6 +250,7 @@ AttentionShape ShapeOf(int64_t kv_heads, int64_t group, int64_t head_dim) {
 
 std::vector<std::vector<Call>> Plans(const Sequences& s, uint64_t seed) {
   Draws draws(seed);
+  if (Gpu::Short()) return {s.Split(draws, 100)};
   return {{s.Whole()}, s.Split(draws, 1), s.Split(draws, 40), s.Split(draws, 200)};
 }
 
@@ -293,6 +294,7 @@ TEST(CudaLongAttentionTest, Prompts) {
   if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
   for (const AttentionShape& shape : {ShapeOf(1, 4, 128), ShapeOf(2, 1, 128)}) {
     Sequences s(Dtype::kBf16, shape, {1000, 1, 517, 65}, 11);
+    if (Gpu::Short() && shape.kv_heads > 1) continue;
     s.CheckOnly(13);
     const std::vector<double> reference = s.Reference();
     const double naive = Rms(s.Naive(), reference);
@@ -306,11 +308,12 @@ TEST(CudaLongAttentionTest, Prompts) {
 // One token of a long sequence, whose keys are split over many blocks of threads, beside a short one.
 TEST(CudaLongAttentionTest, OneTokenAfterMany) {
   if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
-  Sequences s(Dtype::kBf16, ShapeOf(1, 4, 128), {4700, 3, 1025}, 9);
+  const int64_t longest = Gpu::Short() ? 1100 : 4700;
+  Sequences s(Dtype::kBf16, ShapeOf(1, 4, 128), {longest, 3, 1025}, 9);
   s.CheckOnly(101);
   const std::vector<double> reference = s.Reference();
   const double naive = Rms(s.Naive(), reference);
-  const std::vector<Call> calls = {{{0, 4697}, {1, 1}, {2, 1000}}, {{1, 1}, {0, 1}}, {{0, 1}, {2, 24}}, {{0, 1}, {1, 1}, {2, 1}}};
+  const std::vector<Call> calls = {{{0, longest - 3}, {1, 1}, {2, 1000}}, {{1, 1}, {0, 1}}, {{0, 1}, {2, 24}}, {{0, 1}, {1, 1}, {2, 1}}};
   EXPECT_LE(Rms(s.OnGpu(calls, true, false), reference), 2 * naive);
   const std::vector<double> once = s.OnGpu(calls, true, false);
   ExpectSame(once, s.OnGpu(calls, true, false), "run again");

@@ -105,7 +105,7 @@ void ExpectSameBits(Dtype activations, Dtype weights, Dtype results, const Shape
   for (const double v : Doubles(expected)) ASSERT_TRUE(std::isfinite(v));
   for (int64_t count : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 130}) {
     for (int64_t first : {int64_t{0}, s.rows - count}) {
-      if (first < 0 || count > s.rows) continue;
+      if (first < 0 || count > s.rows || (Gpu::Short() && (first > 0 || count % 7 > 2))) continue;
       Poisoned some(gpu, results, count, s.out, 8);
       ops::Linear(gpu.ctx, there.Rows(first, count), w, some.tensor());
       EXPECT_TRUE(SameBytes(some.Result(), expected.Rows(first, count))) << count << " rows from " << first;

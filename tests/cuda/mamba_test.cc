@@ -340,7 +340,7 @@ class CudaSequencesTest : public CudaMambaTest {
       const int64_t kind = draws.Int(0, 3);  // decoding, or pieces
       for (const Course& course : courses)
         rows.push_back(std::min(course.left(), kind == 0 ? 1 : draws.Int(0, 1) ? draws.Int(0, 2) : draws.Int(0, std::max<int64_t>(80, longest / 8))));
-      for (int repeat = 0; repeat < (kind == 0 ? 40 : 1); repeat++) {
+      for (int repeat = 0; repeat < (kind == 0 ? (Gpu::Short() ? 5 : 40) : 1); repeat++) {
         for (size_t i = 0; i < rows.size(); i++) rows[i] = std::min(rows[i], courses[i].left());
         Step(op, gpu, courses, rows, draws.Int(0, 2), gap);
       }
@@ -390,13 +390,13 @@ class CudaSequencesTest : public CudaMambaTest {
 TEST_F(CudaSequencesTest, Convolution) {
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
     Gpu gpu(dtype, kSpace);
-    for (int trial = 0; trial < 24; trial++) {
+    for (int trial = 0; trial < (Gpu::Short() ? 3 : 24); trial++) {
       Draws draws(100 + static_cast<uint64_t>(trial));
       const bool fast = trial % 2 == 0;
       const int64_t d_conv = fast ? 4 : draws.Int(1, trial % 3 ? 6 : 64), channels = fast ? 8 * draws.Int(1, 150) : draws.Int(1, 150);
       SCOPED_TRACE(testing::Message() << "trial " << trial << ", " << channels << " channels, " << d_conv << " taps, " << Name(dtype));
       ConvSubject op(dtype, draws, channels, d_conv, draws.Int(0, 1), d_conv - 1 + (draws.Int(0, 1) ? draws.Int(0, 40) : 0));
-      Try(op, gpu, draws, 300, fast ? 8 : 3);
+      Try(op, gpu, draws, Gpu::Short() ? 150 : 300, fast ? 8 : 3);
     }
   }
 }
@@ -404,7 +404,7 @@ TEST_F(CudaSequencesTest, Convolution) {
 TEST_F(CudaSequencesTest, ScanOfAnyShape) {
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
     Gpu gpu(dtype, kSpace);
-    for (int trial = 0; trial < 10; trial++) {
+    for (int trial = 0; trial < (Gpu::Short() ? 3 : 10); trial++) {
       Draws draws(200 + static_cast<uint64_t>(trial));
       SsdShape shape = {.head_dim = draws.Int(1, 40), .state = draws.Int(1, 40), .groups = draws.Int(1, 3)};
       if (trial == 0) shape.head_dim = 70, shape.state = 300;  // more than one slice
@@ -415,7 +415,7 @@ TEST_F(CudaSequencesTest, ScanOfAnyShape) {
       const int64_t boundaries = draws.Int(1, 3);
       SCOPED_TRACE(testing::Message() << "trial " << trial << ", heads of " << shape.head_dim << " by " << shape.state << ", " << Name(dtype));
       ScanSubject op(dtype, draws, shape, kSsdChunk * (boundaries + draws.Int(0, 1)), boundaries);
-      Try(op, gpu, draws, 150, 3);
+      Try(op, gpu, draws, Gpu::Short() ? 70 : 150, 3);
     }
   }
 }
@@ -425,7 +425,7 @@ TEST_F(CudaSequencesTest, ScanOnTensorCores) {
   for (bool invariant : {false, true}) {
     Gpu gpu(Dtype::kBf16, kSpace);
     gpu.ctx.invariant = invariant;
-    for (int trial = 0; trial < 5; trial++) {
+    for (int trial = 0; trial < (Gpu::Short() ? 1 : 5); trial++) {
       Draws draws(300 + static_cast<uint64_t>(trial));
       SsdShape shape = {.head_dim = 64, .state = 128, .groups = draws.Int(1, 2)};
       shape.heads = trial % 4 == 3 ? 128 : 8 * draws.Int(1, 2);
@@ -433,7 +433,7 @@ TEST_F(CudaSequencesTest, ScanOnTensorCores) {
       const int64_t boundaries = draws.Int(1, 3);
       SCOPED_TRACE(testing::Message() << "trial " << trial << ", " << shape.heads << " heads, invariant " << invariant);
       ScanSubject op(Dtype::kBf16, draws, shape, kSsdChunk * (boundaries + draws.Int(0, 1)), boundaries);
-      Try(op, gpu, draws, trial % 4 == 3 ? 70 : 300, (8 - op.in % 8) % 8 + 8);
+      Try(op, gpu, draws, trial % 4 == 3 || Gpu::Short() ? 70 : 300, (8 - op.in % 8) % 8 + 8);
     }
   }
 }
@@ -456,6 +456,7 @@ TEST_F(CudaSequencesTest, ScanOfExtremeSteps) {
   };
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16})
     for (double dt_max : {0.1, 1.0, kInfinity}) {
+      if (Gpu::Short() && dt_max != 1.0) continue;
       SCOPED_TRACE(testing::Message() << "dt at most " << dt_max << ", " << Name(dtype));
       Gpu gpu(dtype, kSpace);
       Draws draws(400);
