@@ -146,41 +146,47 @@ void Convolution(Bench& bench, int64_t sequences, int64_t rows_each) {
               });
 }
 
-void Scan(Bench& bench, int64_t sequences, int64_t rows_each, bool invariant) {
+// `conv`: with the convolution ahead of it.
+void Scan(Bench& bench, int64_t sequences, int64_t rows_each, bool conv) {
   bench.Clear();
-  bench.ctx.invariant = invariant;
   std::mt19937 random(4);
   std::uniform_real_distribution<float> biases(-5, -1), logs(0, 2.7F), skips(0.5, 1.5);
   const int64_t rows = sequences * rows_each, heads = kShape.heads, state_size = kShape.inner() * kShape.state;
   const bool one = rows_each == 1;
   const auto row_bytes = static_cast<double>(kShape.conv_dim() + kShape.inner() + heads) * 2;
   const double state_bytes = static_cast<double>(state_size) * 4;
+  const double ring_bytes = conv ? static_cast<double>(kTaps * kShape.conv_dim()) * 2 : 0;  // read and written
   const auto n = std::min(Copies(one ? state_bytes * static_cast<double>(sequences) : row_bytes * static_cast<double>(rows)), int64_t{32});
-  std::vector<Tensor> in, steps, out;
+  std::vector<Tensor> in, xbc, steps, out;
   std::vector<MambaState> state;
   for (int64_t i = 0; i < n; i++) {
-    in.push_back(bench.New(Dtype::kBf16, {rows, kShape.conv_dim()})), steps.push_back(bench.New(Dtype::kBf16, {rows, heads}));
+    in.push_back(bench.New(Dtype::kBf16, {rows, kProjected})), xbc.push_back(bench.New(Dtype::kBf16, {rows, kShape.conv_dim()})),
+        steps.push_back(bench.New(Dtype::kBf16, {rows, heads}));
     out.push_back(bench.New(Dtype::kBf16, {rows, kShape.inner()}));
     MambaState s;
+    s.conv = bench.New(Dtype::kBf16, {sequences, kTaps, kShape.conv_dim()});
     s.xbc = bench.New(Dtype::kBf16, {sequences, kSsdChunk, kShape.conv_dim()}), s.dt = bench.New(Dtype::kBf16, {sequences, kSsdChunk, heads});
     s.ssm = bench.New(Dtype::kF32, {sequences, 1, heads, kShape.head_dim, kShape.state});
     state.push_back(s);
   }
   const Tensor bias = bench.Vector({heads}, [&] { return biases(random); }), a_log = bench.Vector({heads}, [&] { return logs(random); }),
-               d = bench.Vector({heads}, [&] { return skips(random); });
+               d = bench.Vector({heads}, [&] { return skips(random); }), w = bench.Vector({kShape.conv_dim(), 1, kTaps}, [&] { return skips(random); });
   // Decoding sequences stand everywhere in their chunks.
   const Batch batch = Sequences(
       sequences, rows_each, [&](int64_t i) { return one ? 1000 + 13 * i : 0; }, true);
   ops::Begin(bench.ctx, batch);
-  double bytes = row_bytes * static_cast<double>(rows) + state_bytes * static_cast<double>(sequences);
+  double bytes = row_bytes * static_cast<double>(rows) + (state_bytes + ring_bytes) * static_cast<double>(sequences);
   if (one)
     for (const Sequence& s : batch.sequences) {
       const auto t = static_cast<double>(s.position % kSsdChunk);
       bytes += t * static_cast<double>(kShape.conv_dim() - kShape.state + heads) * 2 + (s.position % kSsdChunk == kSsdChunk - 1 ? state_bytes : 0);
     }
-  bench.Print(fmt::format("SsdScan, {} x {}{}", sequences, rows_each, invariant ? ", invariant" : ""), bytes, rows, [&](int i) {
+  bench.Print(fmt::format("{}, {} x {}", conv ? "ConvScan" : "SsdScan", sequences, rows_each), bytes, rows, [&](int i) {
     const auto k = static_cast<size_t>(i % n);
-    ops::SsdScan(bench.ctx, in[k], steps[k], bias, a_log, d, kShape, batch, state[k], out[k]);
+    if (conv)
+      ops::ConvScan(bench.ctx, in[k].Columns({kShape.inner(), kShape.conv_dim()}), w, {}, steps[k], bias, a_log, d, kShape, batch, state[k], xbc[k], out[k]);
+    else
+      ops::SsdScan(bench.ctx, xbc[k], steps[k], bias, a_log, d, kShape, batch, state[k], out[k]);
   });
 }
 
@@ -199,8 +205,8 @@ int Main(const std::string& what) {
     Convolution(bench, 1, 512), Convolution(bench, 1, 4096), Convolution(bench, 4, 4096);
   }
   if (wanted("decode"))
-    for (bool invariant : {false, true})
-      for (int64_t sequences : {1, 8, 32, 128, 256}) Scan(bench, sequences, 1, invariant);
+    for (bool conv : {false, true})
+      for (int64_t sequences : {1, 2, 4, 8, 16, 32, 64, 128, 256}) Scan(bench, sequences, 1, conv);
   if (wanted("prefill")) Scan(bench, 1, 512, false), Scan(bench, 1, 4096, false), Scan(bench, 4, 4096, false), Scan(bench, 1, 32768, false);
   return 0;
 }

@@ -10,7 +10,8 @@ namespace {
 
 States TakeStates(const Config& c, const PoolSize& size, Workspace& memory) {
   const int64_t history = size.roll_back ? kSsdChunk : 0;
-  const int64_t conv_ring = std::max<int64_t>(1, c.d_conv - 1) + history, scan_ring = kSsdChunk + history, boundaries = size.roll_back ? 2 : 1;
+  // One input more than the next row needs: a GPU stores a row's own while it reads those before.
+  const int64_t conv_ring = c.d_conv + history, scan_ring = kSsdChunk + history, boundaries = size.roll_back ? 2 : 1;
   States states{std::vector<MambaState>(c.blocks.size()), std::vector<KvPages>(c.blocks.size())};
   for (size_t i = 0; i < c.blocks.size(); i++) {
     if (c.blocks[i] == BlockKind::kMamba2) {

@@ -9,8 +9,7 @@ void MambaMixer(Context& ctx, const Config& c, const Mamba2& w, const Batch& bat
   Tensor xbc = ctx.Temp({batch.rows(), c.conv_dim()});
   Tensor scan = ctx.Temp({batch.rows(), c.inner()}), gated = ctx.Temp({batch.rows(), c.inner()});
   ops::Linear(ctx, u, w.in_proj, proj);
-  ops::CausalConvSilu(ctx, proj.Columns(c.xbc()), w.conv, w.conv_bias, batch, state, xbc);
-  ops::SsdScan(ctx, xbc, proj.Columns(c.dt()), w.dt_bias, w.a_log, w.d, c.ssd(), batch, state, scan);
+  ops::ConvScan(ctx, proj.Columns(c.xbc()), w.conv, w.conv_bias, proj.Columns(c.dt()), w.dt_bias, w.a_log, w.d, c.ssd(), batch, state, xbc, scan);
   ops::GatedRmsNorm(ctx, scan, proj.Columns(c.z()), w.norm, c.mamba_groups, c.eps, gated);
   ops::Linear(ctx, gated, w.out_proj, y);
   if (saved) saved->proj = proj, saved->xbc = xbc, saved->scan = scan, saved->gated = gated;

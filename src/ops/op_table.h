@@ -31,6 +31,8 @@
   X(AttentionBackward)        \
   X(SwiGluBackward)           \
   X(CrossEntropyBackward)
+// What a device may have in one piece, where ops.cc calls the parts if it doesn't.
+#define BAMBA_FUSED_OPS(X) X(ConvScan)
 #define BAMBA_OPS(X) BAMBA_FORWARD_OPS(X) BAMBA_BACKWARD_OPS(X)
 
 namespace bamba {
@@ -43,6 +45,7 @@ struct OpTable {
 #undef BAMBA_OP_MEMBER
 #define BAMBA_OP_MEMBER(op) decltype(&ops::op) op = nullptr;
   BAMBA_BACKWARD_OPS(BAMBA_OP_MEMBER)
+  BAMBA_FUSED_OPS(BAMBA_OP_MEMBER)
 #undef BAMBA_OP_MEMBER
 };
 
@@ -57,6 +60,7 @@ extern const OpTable kTable;
 
 namespace cuda {  // in libbamba_cuda.so, see OpenCuda
 BAMBA_FORWARD_OPS(BAMBA_DECLARE_OP)
+BAMBA_FUSED_OPS(BAMBA_DECLARE_OP)
 extern const OpTable kTable;
 }  // namespace cuda
 

@@ -75,6 +75,26 @@ void CheckStateless(const Batch& batch) {
   for (const Sequence& s : batch.sequences) CHECK_MSG(s.position == 0, "backward through a sequence that continues at {}", s.position);
 }
 
+void CheckConv(const Context& ctx, const Tensor& x, const Tensor& w, const Tensor& bias, const Batch& batch, const MambaState& state, const Tensor& y) {
+  CheckSlots(batch, state.conv || w.shape(2) == 1);
+  CheckRows(ctx, x, batch.rows(), w.shape(0));
+  CheckRows(ctx, y, batch.rows(), w.shape(0));
+  CheckWeight(ctx, w, {x.cols(), 1, w.shape(2)});
+  if (bias) CheckWeight(ctx, bias, {x.cols()});
+  if (state.conv) CHECK_MSG(state.conv.shape(1) >= w.shape(2) - 1 && state.conv.shape(2) == x.cols(), "conv state {}", state.conv.ShapeString());
+}
+
+void CheckScan(const Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d, const SsdShape& shape,
+               const Batch& batch, const MambaState& state, const Tensor& y) {
+  CheckSlots(batch, static_cast<bool>(state.ssm));
+  CheckRows(ctx, xbc, batch.rows(), shape.conv_dim());
+  CheckRows(ctx, dt, batch.rows(), shape.heads);
+  CheckRows(ctx, y, batch.rows(), shape.inner());
+  for (const Tensor* t : {&dt_bias, &a_log, &d}) CheckWeight(ctx, *t, {shape.heads});
+  CHECK_MSG(shape.heads % shape.groups == 0, "{} heads in {} groups", shape.heads, shape.groups);
+  if (state.ssm) CHECK_MSG(state.xbc.shape(1) % kSsdChunk == 0 && state.xbc.shape(1) > 0, "ring of {}", state.xbc.shape(1));
+}
+
 void Observe(const Context& ctx, const char* op, const Tensor& output) {
   if (ctx.observer) ctx.observer(op, ctx.layer, output);
 }
@@ -212,12 +232,7 @@ void AddRmsNormBackward(Context& ctx, const Tensor& out, double scale, const Ten
 }
 
 void CausalConvSilu(Context& ctx, const Tensor& x, const Tensor& w, const Tensor& bias, const Batch& batch, const MambaState& state, const Tensor& y) {
-  CheckSlots(batch, state.conv || w.shape(2) == 1);
-  CheckRows(ctx, x, batch.rows(), w.shape(0));
-  CheckRows(ctx, y, batch.rows(), w.shape(0));
-  CheckWeight(ctx, w, {x.cols(), 1, w.shape(2)});
-  if (bias) CheckWeight(ctx, bias, {x.cols()});
-  if (state.conv) CHECK_MSG(state.conv.shape(1) >= w.shape(2) - 1 && state.conv.shape(2) == x.cols(), "conv state {}", state.conv.ShapeString());
+  CheckConv(ctx, x, w, bias, batch, state, y);
   ctx.device->CausalConvSilu(ctx, x, w, bias, batch, state, y);
   Observe(ctx, "CausalConvSilu", y);
 }
@@ -233,13 +248,7 @@ void CausalConvSiluBackward(Context& ctx, const Tensor& x, const Tensor& w, cons
 
 void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d, const SsdShape& shape,
              const Batch& batch, const MambaState& state, const Tensor& y) {
-  CheckSlots(batch, static_cast<bool>(state.ssm));
-  CheckRows(ctx, xbc, batch.rows(), shape.conv_dim());
-  CheckRows(ctx, dt, batch.rows(), shape.heads);
-  CheckRows(ctx, y, batch.rows(), shape.inner());
-  for (const Tensor* t : {&dt_bias, &a_log, &d}) CheckWeight(ctx, *t, {shape.heads});
-  CHECK_MSG(shape.heads % shape.groups == 0, "{} heads in {} groups", shape.heads, shape.groups);
-  if (state.ssm) CHECK_MSG(state.xbc.shape(1) % kSsdChunk == 0 && state.xbc.shape(1) > 0, "ring of {}", state.xbc.shape(1));
+  CheckScan(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, state, y);
   ctx.device->SsdScan(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, state, y);
   Observe(ctx, "SsdScan", y);
 }
@@ -260,6 +269,17 @@ void SsdScanBackward(Context& ctx, const Tensor& xbc, const Tensor& dt, const Te
   CheckGrad(ctx, dd, d);
   if (dinitial) CHECK(initial && dinitial.contiguous() && dinitial.SameShape(initial));
   ctx.device->SsdScanBackward(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, initial, dy, dxbc, ddt, ddt_bias, da_log, dd, dinitial);
+}
+
+void ConvScan(Context& ctx, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d,
+              const SsdShape& shape, const Batch& batch, const MambaState& state, const Tensor& xbc, const Tensor& y) {
+  if (!ctx.device->ConvScan || ctx.observer) {
+    CausalConvSilu(ctx, x, w, bias, batch, state, xbc);
+    return SsdScan(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, state, y);
+  }
+  CheckConv(ctx, x, w, bias, batch, state, xbc);
+  CheckScan(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, state, y);
+  ctx.device->ConvScan(ctx, x, w, bias, dt, dt_bias, a_log, d, shape, batch, state, xbc, y);
 }
 
 void GatedRmsNorm(Context& ctx, const Tensor& y, const Tensor& z, const Tensor& w, int64_t groups, double eps, const Tensor& out) {

@@ -98,6 +98,10 @@ void SsdScanBackward(Context& ctx, const Tensor& xbc, const Tensor& dt, const Te
                      const Batch& batch, const Tensor& initial, const Tensor& dy, const Tensor& dxbc, const Tensor& ddt, const Tensor& ddt_bias,
                      const Tensor& da_log, const Tensor& dd, const Tensor& dinitial);
 
+// xbc = CausalConvSilu(x, w, bias), y = SsdScan(xbc, dt, …). A device without backward ops may leave xbc as it is.
+void ConvScan(Context& ctx, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d,
+              const SsdShape& shape, const Batch& batch, const MambaState& state, const Tensor& xbc, const Tensor& y);
+
 // out = v · rsqrt(mean over its group of v² + eps) · w  with v = y · silu(z).  y, z, out [T, inner]   w [inner]   groups of inner/groups channels
 void GatedRmsNorm(Context& ctx, const Tensor& y, const Tensor& z, const Tensor& w, int64_t groups, double eps, const Tensor& out);
 void GatedRmsNormBackward(Context& ctx, const Tensor& y, const Tensor& z, const Tensor& w, int64_t groups, double eps, const Tensor& dout, const Tensor& dy,

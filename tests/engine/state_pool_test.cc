@@ -20,7 +20,7 @@ TEST(StatePool, ShapesOfAHybrid) {
   const Config c = TinyConfig(3, {1});
   StatePool plain(c, {.slots = 2, .pages = 5});
   const MambaState& m = plain.states().mamba[0];
-  EXPECT_EQ(m.conv.ShapeString(), "[2, 3, 192]");
+  EXPECT_EQ(m.conv.ShapeString(), "[2, 4, 192]");
   EXPECT_EQ(m.xbc.ShapeString(), "[2, 32, 192]");
   EXPECT_EQ(m.dt.ShapeString(), "[2, 32, 6]");
   EXPECT_EQ(m.ssm.ShapeString(), "[2, 1, 6, 16, 24]");
@@ -29,7 +29,7 @@ TEST(StatePool, ShapesOfAHybrid) {
   EXPECT_FALSE(plain.states().kv[0].k);
 
   StatePool history(c, {.slots = 2, .pages = 5, .roll_back = true});
-  EXPECT_EQ(history.states().mamba[0].conv.ShapeString(), "[2, 35, 192]");
+  EXPECT_EQ(history.states().mamba[0].conv.ShapeString(), "[2, 36, 192]");
   EXPECT_EQ(history.states().mamba[0].xbc.ShapeString(), "[2, 64, 192]");
   EXPECT_EQ(history.states().mamba[0].ssm.ShapeString(), "[2, 2, 6, 16, 24]");
 }

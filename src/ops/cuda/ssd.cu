@@ -216,6 +216,35 @@ void ForPicked(const std::vector<int32_t>& sequences, const F& launch) {
   }
 }
 
+template <typename T>
+ScanOperands<T> OperandsOf(const State& device, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d,
+                           const SsdShape& shape, const MambaState& state, const Tensor& y) {
+  for (const Tensor* vector : {&dt_bias, &a_log, &d}) CHECK_MSG(vector->dtype() == Dtype::kF32, "scan's vectors in {}", Name(vector->dtype()));
+  ScanOperands<T> o = {};
+  o.xbc = ViewOf<const T>(xbc), o.dt = ViewOf<const T>(dt), o.y = ViewOf<T>(y), o.rows = xbc.rows();
+  o.dt_bias = static_cast<const float*>(dt_bias.data()), o.a_log = static_cast<const float*>(a_log.data()), o.d = static_cast<const float*>(d.data());
+  o.dt_min = static_cast<float>(shape.dt_min), o.dt_max = static_cast<float>(shape.dt_max);
+  o.heads = static_cast<int32_t>(shape.heads), o.head_dim = static_cast<int32_t>(shape.head_dim), o.state = static_cast<int32_t>(shape.state);
+  o.heads_per_group = static_cast<int32_t>(shape.heads / shape.groups);
+  o.b_column = static_cast<int32_t>(shape.inner()), o.c_column = static_cast<int32_t>(shape.inner() + shape.groups * shape.state);
+  o.columns = static_cast<int32_t>(shape.conv_dim());
+  o.sequences = device.batch().sequences;
+  if (state.ssm) {
+    o.xbc_ring = static_cast<T*>(state.xbc.data()), o.dt_ring = static_cast<T*>(state.dt.data()), o.ssm = static_cast<float*>(state.ssm.data());
+    o.xbc_slot = state.xbc.stride(0), o.xbc_token = state.xbc.stride(1), o.dt_slot = state.dt.stride(0), o.dt_token = state.dt.stride(1);
+    o.ssm_slot = state.ssm.stride(0), o.ssm_boundary = state.ssm.stride(1);
+    o.ring = static_cast<uint32_t>(state.xbc.shape(1)), o.boundaries = static_cast<uint32_t>(state.ssm.shape(1));
+  }
+  return o;
+}
+
+// Whether the kernels for heads of 64 with a state of 128 can take it.
+bool Fast(const ScanOperands<bf16>& o, const Tensor& xbc, const MambaState& state, const Tensor& y) {
+  return o.head_dim == 64 && o.state == 128 && Aligned16(xbc) && Aligned16(y) &&
+         (!state.ssm ||
+          (Aligned16(o.xbc_ring) && Aligned16(o.ssm) && o.xbc_slot % 8 == 0 && o.xbc_token % 8 == 0 && o.ssm_slot % 4 == 0 && o.ssm_boundary % 4 == 0));
+}
+
 }  // namespace
 
 template <typename T>
@@ -235,25 +264,10 @@ void KeepScanInputs(State& device, const ScanOperands<T>& o, const Picked& picke
 void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d, const SsdShape& shape,
              const Batch& batch, const MambaState& state, const Tensor& y) {
   if (xbc.rows() == 0) return;
-  for (const Tensor* vector : {&dt_bias, &a_log, &d}) CHECK_MSG(vector->dtype() == Dtype::kF32, "scan's vectors in {}", Name(vector->dtype()));
   State& device = StateOf(ctx);
   const int64_t most_rows = device.batch().most_rows;
   WithActivation(ctx.dtype, [&]<typename T>(T) {
-    ScanOperands<T> o = {};
-    o.xbc = ViewOf<const T>(xbc), o.dt = ViewOf<const T>(dt), o.y = ViewOf<T>(y), o.rows = xbc.rows();
-    o.dt_bias = static_cast<const float*>(dt_bias.data()), o.a_log = static_cast<const float*>(a_log.data()), o.d = static_cast<const float*>(d.data());
-    o.dt_min = static_cast<float>(shape.dt_min), o.dt_max = static_cast<float>(shape.dt_max);
-    o.heads = static_cast<int32_t>(shape.heads), o.head_dim = static_cast<int32_t>(shape.head_dim), o.state = static_cast<int32_t>(shape.state);
-    o.heads_per_group = static_cast<int32_t>(shape.heads / shape.groups);
-    o.b_column = static_cast<int32_t>(shape.inner()), o.c_column = static_cast<int32_t>(shape.inner() + shape.groups * shape.state);
-    o.columns = static_cast<int32_t>(shape.conv_dim());
-    o.sequences = device.batch().sequences;
-    if (state.ssm) {
-      o.xbc_ring = static_cast<T*>(state.xbc.data()), o.dt_ring = static_cast<T*>(state.dt.data()), o.ssm = static_cast<float*>(state.ssm.data());
-      o.xbc_slot = state.xbc.stride(0), o.xbc_token = state.xbc.stride(1), o.dt_slot = state.dt.stride(0), o.dt_token = state.dt.stride(1);
-      o.ssm_slot = state.ssm.stride(0), o.ssm_boundary = state.ssm.stride(1);
-      o.ring = static_cast<uint32_t>(state.xbc.shape(1)), o.boundaries = static_cast<uint32_t>(state.ssm.shape(1));
-    }
+    const ScanOperands<T> o = OperandsOf<T>(device, xbc, dt, dt_bias, a_log, d, shape, state, y);
     // Sequences by their rows, long ones first: they take longest. A batch of single rows is taken as a whole, so that its launches don't depend on more than
     // its size.
     std::vector<int32_t> one_row, more_rows;
@@ -263,17 +277,13 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
     const auto all = static_cast<int64_t>(batch.sequences.size());
 
     if constexpr (std::is_same_v<T, bf16>) {
-      const bool fast = shape.head_dim == 64 && shape.state == 128 && Aligned16(xbc) && Aligned16(y) &&
-                        (!state.ssm || (Aligned16(state.xbc.data()) && Aligned16(o.ssm) && o.xbc_slot % 8 == 0 && o.xbc_token % 8 == 0 && o.ssm_slot % 4 == 0 &&
-                                        o.ssm_boundary % 4 == 0));
-      if (fast) {
-        const auto single = ctx.invariant ? ScanOneRowExact : ScanOneRow;
-        if (most_rows == 1) return single(device, o, Picked{}, all);
+      if (Fast(o, xbc, state, y)) {
+        if (most_rows == 1) return ScanOneRow(device, o, Picked{}, all);
         ForPicked(more_rows, [&](const Picked& picked, int64_t count) {
           ScanChunks(device, o, picked, count);
           KeepScanInputs(device, o, picked, count, most_rows);
         });
-        return ForPicked(one_row, [&](const Picked& picked, int64_t count) { single(device, o, picked, count); });
+        return ForPicked(one_row, [&](const Picked& picked, int64_t count) { ScanOneRow(device, o, picked, count); });
       }
     }
     if (most_rows == 1) {
@@ -286,6 +296,29 @@ void SsdScan(Context& ctx, const Tensor& xbc, const Tensor& dt, const Tensor& dt
       KeepScanInputs(device, o, picked, count, most_rows);
     });
   });
+}
+
+void ConvScan(Context& ctx, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& dt, const Tensor& dt_bias, const Tensor& a_log, const Tensor& d,
+              const SsdShape& shape, const Batch& batch, const MambaState& state, const Tensor& xbc, const Tensor& y) {
+  State& device = StateOf(ctx);
+  const int64_t sequences = device.batch().sequence_count;
+  if (ctx.dtype == Dtype::kBf16 && x.rows() > 0 && device.batch().most_rows == 1 && sequences == x.rows() && w.shape(2) == kTaps) {
+    const ScanOperands<bf16> o = OperandsOf<bf16>(device, xbc, dt, dt_bias, a_log, d, shape, state, y);
+    CHECK_MSG(w.dtype() == Dtype::kF32 && (!bias || bias.dtype() == Dtype::kF32), "convolution's weights in {}", Name(w.dtype()));
+    ConvOperands conv = {};
+    conv.x = ViewOf<const bf16>(x), conv.w = static_cast<const float*>(w.data()), conv.bias = static_cast<const float*>(bias.data());
+    if (state.conv) {
+      conv.ring = static_cast<bf16*>(state.conv.data());
+      conv.slot = state.conv.stride(0), conv.token = state.conv.stride(1), conv.length = static_cast<uint32_t>(state.conv.shape(1));
+    }
+    const bool keeps = state.conv && state.ssm, keeps_nothing = !state.conv && !state.ssm;
+    if (Fast(o, xbc, state, y) && Aligned16(x) && Aligned16(w.data()) &&
+        (keeps_nothing || (keeps && conv.length >= kTaps && Aligned16(conv.ring) && conv.slot % 8 == 0 && conv.token % 8 == 0)) &&
+        ConvScanOneRow(device, o, conv, sequences))
+      return;
+  }
+  CausalConvSilu(ctx, x, w, bias, batch, state, xbc);
+  SsdScan(ctx, xbc, dt, dt_bias, a_log, d, shape, batch, state, y);
 }
 
 }  // namespace bamba::cuda

@@ -52,6 +52,17 @@ struct ScanOperands {
   }
 };
 
+// The operands of a convolution ahead of the scan, of four taps.
+inline constexpr int kTaps = 4;
+struct ConvOperands {
+  MatrixView<const bf16> x;
+  const float *w, *bias;  // [columns, kTaps], [columns] or null
+  bf16* ring;             // null where no state is kept
+  int64_t slot, token;    // strides
+  uint32_t length;        // tokens, more than are read: a row's input is stored while others read those before it
+  __device__ bf16* Kept(const DeviceSequence& s, int64_t t) const { return ring + s.slot * slot + EntryOf(static_cast<uint32_t>(t), length) * token; }
+};
+
 // The sequences that a launch is for: blockIdx.y counts them.
 struct Picked {
   static constexpr int kMost = 256;
@@ -93,9 +104,11 @@ void ScanAnyShape(State& device, const ScanOperands<T>& operands, const Picked& 
 // Keeps the last inputs of the picked sequences; after all who read the older ones.
 template <typename T>
 void KeepScanInputs(State& device, const ScanOperands<T>& operands, const Picked& picked, int64_t count, int64_t most_rows);
-// For heads of 64 with a state of 128, addresses at multiples of 16 bytes. The first two are for sequences of one row, and keep their inputs.
+// For heads of 64 with a state of 128, addresses at multiples of 16 bytes. The first two are for sequences of one row, with the numbers of ScanChunks, and keep
+// their inputs; the second one is for the first `count` sequences, and false where it isn't a Hopper
+// or ScanOneRow does better.
 void ScanOneRow(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);
-void ScanOneRowExact(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);  // with the numbers of ScanChunks
+bool ConvScanOneRow(State& device, const ScanOperands<bf16>& operands, const ConvOperands& conv, int64_t count);
 void ScanChunks(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);
 bool ScanChunksOnHopper(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);  // the same; false where it isn't a Hopper
 

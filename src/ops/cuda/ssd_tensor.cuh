@@ -41,6 +41,26 @@ __device__ __forceinline__ void SplitPair(float low, float high, uint32_t& leadi
   rest = PackPair(low - __uint_as_float(l & 0xffff0000u), high - __uint_as_float(h & 0xffff0000u));
 }
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Barriers in shared memory.
+__device__ __forceinline__ void InitBarrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void Arrive(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void WaitFor(uint32_t barrier, int parity) {
+  asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(barrier),
+               "r"(parity)
+               : "memory");
+}
+
+// A barrier's arrival that also waits for so many bytes of copies.
+__device__ __forceinline__ void ArriveForBytes(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+#endif
+
 // In shared memory, 16-byte unit u of row r lies at unit u ^ (r mod 8), so that eight rows' equal units lie in different banks. Rows are at least 128 bytes,
 // and begin at multiples of their length, so that a flip of bits of u is one of bits of the address.
 __device__ __forceinline__ uint32_t Place(int row, int unit, int row_bytes) { return static_cast<uint32_t>(row * row_bytes + ((unit ^ (row & 7)) << 4)); }

@@ -2,6 +2,10 @@
 
 namespace bamba::cuda {
 
-const OpTable kTable = {"cuda", BAMBA_FORWARD_OPS(BAMBA_TABLE_ENTRY)};
+const OpTable kTable = [] {
+  OpTable table = {"cuda", BAMBA_FORWARD_OPS(BAMBA_TABLE_ENTRY)};
+  table.ConvScan = &ConvScan;
+  return table;
+}();
 
 }  // namespace bamba::cuda
