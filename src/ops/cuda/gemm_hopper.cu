@@ -2,16 +2,18 @@
 
 #include "ops/cuda/gemm_hopper.cuh"
 
-// Products of many rows by Hopper's own instructions: one thread copies, one or two warpgroups multiply.
+// Products of many rows by Hopper's own instructions: one thread copies, two warpgroups multiply.
 namespace bamba::cuda {
 namespace {
 
 [[maybe_unused]] constexpr int kPieceStages = static_cast<int>(kPiece) / kStageInputs;
 
-// A tile of 64·kConsumers outputs by kRows rows.
-template <int kConsumers, int kRows>
+constexpr int kConsumers = 2, kOutputs = 64 * kConsumers;  // warpgroups that multiply; outputs of a tile
+
+// A tile of kOutputs by kRows rows.
+template <int kRows>
 struct Tiles {
-  static constexpr int kThreads = (kConsumers + 1) * 128, kOutputs = 64 * kConsumers;
+  static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kWeights = kOutputs * kStageInputs * 2, kX = kRows * kStageInputs * 2, kStage = kWeights + kX;
   static constexpr int kStages = std::min(8, 200 * 1024 / kStage);
   static constexpr int kShared = kStages * kStage + kConsumers * 4 * kResultBytes<kRows> + 1024;  // stages are aligned to 1024 bytes within it
@@ -31,13 +33,12 @@ struct Grid {
 };
 
 // half: stages of the first half (FirstHalf). first_halves: [block][kConsumers][kRows / 8][128] of four sums.
-template <int kConsumers, int kRows>
-__global__ void __launch_bounds__(Tiles<kConsumers, kRows>::kThreads, 1)
+template <int kRows>
+__global__ void __launch_bounds__(Tiles<kRows>::kThreads, 1)
     HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, const Grid grid, int half, float4* first_halves) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using T = Tiles<kConsumers, kRows>;
-  constexpr int kOutputs = T::kOutputs;
-  constexpr bool kMoveRegisters = kConsumers == 2 && kRows > 128;  // from the copying warps to the others
+  using T = Tiles<kRows>;
+  constexpr bool kMoveRegisters = kRows > 128;  // from the copying warps to the others
   extern __shared__ char shared[];
   __shared__ uint64_t full[T::kStages], empty[T::kStages];
   LetNextBegin();
@@ -146,12 +147,12 @@ Encode Encoder() {
   return encode;
 }
 
-template <int kConsumers, int kRows>
+template <int kRows>
 void Run(State& state, const Product& p) {
-  using T = Tiles<kConsumers, kRows>;
-  const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, T::kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows);
-  const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, T::kOutputs))};
-  Launch(state, HopperKernel<kConsumers, kRows>, static_cast<unsigned>(std::min(grid.count(), state.sms())), T::kThreads, T::kShared, weights, x, p, grid,
+  using T = Tiles<kRows>;
+  const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows);
+  const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, kOutputs))};
+  Launch(state, HopperKernel<kRows>, static_cast<unsigned>(std::min(grid.count(), state.sms())), T::kThreads, T::kShared, weights, x, p, grid,
          static_cast<int>(DivideUp(FirstHalf(state, p), kStageInputs)), reinterpret_cast<float4*>(state.scratch()));
 }
 
@@ -174,9 +175,9 @@ void HopperProduct(State& state, const Product& p) {
   const auto rounds = [&](int64_t outputs, int64_t rows) { return DivideUp(DivideUp(p.out, outputs) * DivideUp(p.rows, rows), state.sms()); };
   const auto cost = [&](int64_t rows) { return rounds(128, rows) * (rows + 24); };
   const int64_t least = std::min({cost(64), cost(128), cost(192)});
-  if (least == cost(192)) Run<2, 192>(state, p);
-  else if (least == cost(128)) Run<2, 128>(state, p);
-  else Run<2, 64>(state, p);
+  if (least == cost(192)) Run<192>(state, p);
+  else if (least == cost(128)) Run<128>(state, p);
+  else Run<64>(state, p);
 }
 
 }  // namespace bamba::cuda
