@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kWarps * 32) FewRowsKernel(Product p, bool ali
         }
       }
     }
-    AwaitCopies<Few::kStages - 1>();
+    WaitForCopies<Few::kStages - 1>();
     __syncwarp();
     const W* const slab = reinterpret_cast<const W*>(stages + step % Few::kStages * Few::kStage + lane * Few::kPitch);
     float sum[kRows] = {};
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kWarps * 32) FewRowsKernel(Product p, bool ali
       __syncwarp();
     }
   }
-  AwaitCopies<0>();
+  WaitForCopies<0>();
   const int64_t r = row + lane % kRows, o = output + lane / kRows;
   if (lane < kOutputs * kRows && o < p.out && r < p.rows) StoreResult(p, r, o, total);
 }

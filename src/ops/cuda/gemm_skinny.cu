@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) SkinnyKernel(Product p) {
       for (int v = static_cast<int>(threadIdx.x); v < vectors; v += kThreads)
         CopyAsync(xs + r * x_pitch + v * 8, v * 8 < in ? x + r * p.x_stride + v * 8 : x, v * 8 < in);
     CommitCopies();
-    AwaitCopies<0>();
+    WaitForCopies<0>();
     __syncthreads();
   }
   const bf16* x_row[kRow];  // rows past the last repeat it: nothing of them is kept

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) TiledKernel(Product p) {
 
   float total[kOut][kRow][4] = {}, sum[kOut][kRow][4] = {};
   for (int64_t s = 0; s < stages; s++) {
-    AwaitCopies<kStages - 2>();
+    WaitForCopies<kStages - 2>();
     __syncthreads();
     copy_weights(s + kStages - 1);
     copy_x(s + kStages - 1);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) TiledKernel(Product p) {
   }
 
   // Through shared memory, so that a row's outputs are written side by side.
-  AwaitCopies<0>();
+  WaitForCopies<0>();
   __syncthreads();
   float* const result = reinterpret_cast<float*>(shared);  // [row][output]
 #pragma unroll

@@ -41,9 +41,6 @@ template <int kHeads>
 constexpr size_t kSharedBytes = sizeof(HopperMemory<kHeads>) + 1024;  // 1024: to align it
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// What was written to shared memory may then be read by wgmma.
-__device__ __forceinline__ void FenceForProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 // 64 columns of 32 rows of the matrix behind `map`.
 __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, uint32_t barrier, int column, int row) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier),

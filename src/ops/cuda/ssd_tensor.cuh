@@ -1,21 +1,10 @@
 #pragma once
 
+#include "ops/cuda/async.cuh"
 #include "ops/cuda/rows.cuh"
 
 // What the scan's kernels on tensor cores share, for heads of 64 with a state of 128 in bf16.
 namespace bamba::cuda {
-
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-// 16 bytes, or zeros where not `valid`; `from` must be an address either way.
-__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 // Four 8x8 matrices, of which lanes 8i … 8i + 7 name the rows of the i-th.
 __device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
@@ -40,26 +29,6 @@ __device__ __forceinline__ void SplitPair(float low, float high, uint32_t& leadi
   leading = __byte_perm(l, h, 0x7632);
   rest = PackPair(low - __uint_as_float(l & 0xffff0000u), high - __uint_as_float(h & 0xffff0000u));
 }
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Barriers in shared memory.
-__device__ __forceinline__ void InitBarrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void Arrive(uint32_t barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void WaitFor(uint32_t barrier, int parity) {
-  asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(barrier),
-               "r"(parity)
-               : "memory");
-}
-
-// A barrier's arrival that also waits for so many bytes of copies.
-__device__ __forceinline__ void ArriveForBytes(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-#endif
 
 // In shared memory, 16-byte unit u of row r lies at unit u ^ (r mod 8), so that eight rows' equal units lie in different banks. Rows are at least 128 bytes,
 // and begin at multiples of their length, so that a flip of bits of u is one of bits of the address.
