@@ -117,17 +117,17 @@ void Configure(int64_t rows) {
 }
 
 // Up to kTwoTiles rows of W, inputs [begin, begin + inputs), by tiles: [steps, kTwoTiles, kStep], padded with zeros in a step, with anything in the rows. Each
-// line asks for the one `ahead` numbers further on, if that isn't 0. kRows rows at a time: one for the sake of memory's pages, or several so that lines from
-// the caches, when they are late, are waited for together.
+// line of the first `asking` rows asks for the one `ahead` numbers further on. kRows rows at a time: one for the sake of memory's pages, or several so that
+// lines from the caches, when they are late, are waited for together.
 template <int64_t kRows>
-void PackOutputs(const Bf16* w, int64_t w_stride, int64_t outputs, int64_t inputs, int64_t ahead, Bf16* to) {
+void PackOutputs(const Bf16* w, int64_t w_stride, int64_t outputs, int64_t inputs, int64_t asking, int64_t ahead, Bf16* to) {
   const int64_t full = inputs / kStep, rest = inputs % kStep;
   for (int64_t first = 0; first < outputs; first += kRows, w += kRows * w_stride, to += kRows * kStep) {
     const int64_t rows = std::min(kRows, outputs - first);
     for (int64_t s = 0; s < full; s++) {
       for (int64_t r = 0; r < rows; r++) {
         const Bf16* from = w + r * w_stride + s * kStep;
-        if (ahead != 0) __builtin_prefetch(from + ahead, 0, 2);
+        if (first + r < asking) __builtin_prefetch(from + ahead, 0, 2);
         _mm512_store_si512(to + s * kTwoTiles * kStep + r * kStep, _mm512_loadu_si512(from));
       }
     }
@@ -263,21 +263,23 @@ struct Matrices {
   }
 };
 
-// All rows, at most kTwoTiles, × at most as many outputs. W comes from memory and is used once: each line asks for the one a part further on, at last for those
-// of the rows at `next`, which come after these.
+// All rows, at most kTwoTiles, × at most as many outputs. W comes from memory and is used once: a part asks for the next one, at last for that of the rows at
+// `next`, which come after these; half of it while it is packed and half while it is multiplied, or memory would have nothing to do then.
 void StreamPiece(const PackedRows& x, const Outputs& piece, const Bf16* next, Bf16* packed, int64_t& configured) {
   alignas(64) float sums[2][2 * kTileFloats];
-  const int64_t k = piece.w.weight.cols(), stride = piece.w.weight.stride(0);
+  const int64_t k = piece.w.weight.cols(), stride = piece.w.weight.stride(0), half = piece.count / 2;
   const Bf16* from = piece.w.weight.Row<Bf16>(piece.begin);
   const bool one_tile = x.rows <= kTile;  // then its sums stay where they are
   for (int64_t begin = 0; begin < k; begin += kPart) {
     const int64_t inputs = std::min(kPart, k - begin);
-    PackOutputs<1>(from + begin, stride, piece.count, inputs, begin + kPart < k ? kPart : next - from - begin, packed);
+    const int64_t ahead = begin + kPart < k ? kPart : next - from - begin;
+    PackOutputs<1>(from + begin, stride, piece.count, inputs, half, ahead, packed);
     for (int64_t r = 0; r < x.rows; r += kTile) {
       const int64_t rows = x.TileRows(r);
       if (rows != configured) Configure(configured = rows);
       if (begin == 0 || !one_tile) LoadSums(sums[r / kTile], begin == 0);
-      AddSteps<false>(packed, piece.count, x.Tile(r, begin / kStep), rows, CeilDiv(inputs, kStep), {});
+      const Ahead others = {from + begin + half * stride + ahead, stride, piece.count - half};
+      AddSteps<false>(packed, piece.count, x.Tile(r, begin / kStep), rows, CeilDiv(inputs, kStep), r == 0 ? others : Ahead());
       if (begin + kPart >= k || !one_tile) StoreSums(sums[r / kTile]);
     }
   }
@@ -315,7 +317,7 @@ void MultiplyPiece(const PackedRows& x, const Outputs& piece, int64_t row, int64
     float* block_sums = sums;
     for (int64_t i = 0; i < piece.count; i += kTwoTiles) {
       const int64_t outputs = std::min(kTwoTiles, piece.count - i);
-      PackOutputs<4>(w.Row<Bf16>(piece.begin + i) + begin, stride, outputs, inputs, 0, packed);
+      PackOutputs<4>(w.Row<Bf16>(piece.begin + i) + begin, stride, outputs, inputs, 0, 0, packed);
       const bool last = i + kTwoTiles >= piece.count;
       const Bf16* next = last ? w.Row<Bf16>(piece.begin) + begin + kPart : w.Row<Bf16>(piece.begin + i + kTwoTiles) + begin;
       const int64_t next_rows = last && begin + kPart >= k ? 0 : std::min(kTwoTiles, piece.count - (last ? 0 : i + kTwoTiles));
