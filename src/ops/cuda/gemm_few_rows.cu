@@ -2,22 +2,26 @@
 
 #include "ops/cuda/gemm_hopper.cuh"
 
-// Products of few rows by Hopper's instructions, at the speed of reading W: one thread copies, one or two warpgroups multiply 64 outputs each. Blocks stay and
-// take one tile of outputs after the other; what is left when there is less than a tile for each block is dealt out in boxes.
+// Products of few rows by Hopper's instructions, at the speed of reading W: one thread copies, one or two warpgroups multiply 64 outputs each. A copy brings
+// several boxes side by side, since a thread that asks for 8 KB at a time gets less than DRAM has to give. Blocks stay and take one tile of outputs after the
+// other; what is left when there is less than a tile for each block is dealt out evenly.
 namespace bamba::cuda {
 namespace {
 
-constexpr int kMostShared = 204 * 1024;  // leaves some for the small kernels that begin beside a product
+// Leaves some for the small kernels that begin beside a product. As much as there is pays only where x is a larger part of it.
+template <int kRows>
+constexpr int kMostShared = (kRows <= 32 ? 204 : 222) * 1024;
 
 // kHalves: there are fewer tiles of 64 outputs than multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs (FirstHalf).
 template <bool kHalves, int kConsumers, int kRows>
 struct FewRows {
-  static constexpr int kThreads = (kConsumers + 1) * 128;
-  static constexpr int kBox = kConsumers == 1 ? 64 : 32, kTileBoxes = 64 * kConsumers / kBox;  // a box: W's outputs that are copied at a time
-  static constexpr int kX = kRows * kStageInputs * 2, kWeights = 64 * kConsumers * kStageInputs * 2, kStage = kWeights + kX;
+  static constexpr int kThreads = (kConsumers + 1) * 128, kTile = 64 * kConsumers;     // outputs
+  static constexpr int kBoxes = kRows <= 32 ? 4 : 2, kInputs = kBoxes * kStageInputs;  // of a stage
+  static constexpr int kX = kRows * kInputs * 2, kWeights = kTile * kInputs * 2, kStage = kWeights + kX;
   static constexpr int kResult = 4 * kResultBytes<kRows>;  // of a consumer, on their way out
   static constexpr int kOtherHalf = kHalves ? kRows / 2 * 128 * 4 : 0, kBesideStages = kOtherHalf + kConsumers * kResult + 1024;
-  static constexpr int kStages = (kMostShared - kBesideStages) / kStage, kShared = kStages * kStage + kBesideStages;  // stages are aligned to 1024 bytes in it
+  static constexpr int kStages = (kMostShared<kRows> - kBesideStages) / kStage;
+  static constexpr int kShared = kStages * kStage + kBesideStages;  // stages are aligned to 1024 bytes in it
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -40,29 +44,27 @@ __device__ __forceinline__ uint32_t InFirstBlock(const void* p) {
 #define BAMBA_CLUSTER(n) __cluster_dims__(n)
 #endif
 
-// kHalves: first_half inputs are the first block's.
+// A block takes `whole` tiles in turns with the others, then `last` outputs. kHalves: first_half inputs are the first block's.
 template <bool kHalves, int kConsumers, int kRows>
 __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads, 1) BAMBA_CLUSTER(kHalves ? 2 : 1)
-    FewRowsKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, int first_half) {
+    FewRowsKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap last_weights, const __grid_constant__ CUtensorMap x,
+                  const Product p, int whole, int last, int first_half) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = FewRows<kHalves, kConsumers, kRows>;
-  constexpr int kPieceStages = static_cast<int>(kPiece) / kStageInputs;
-  constexpr int kBoxBytes = T::kBox * kStageInputs * 2;
+  constexpr int kPieceStages = static_cast<int>(kPiece) / T::kInputs;
   extern __shared__ char shared[];
   __shared__ uint64_t full[T::kStages], empty[T::kStages], other_half;
   LetNextBegin();
   char* const stages = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
   const int half = kHalves ? RankInCluster() : 0, block = static_cast<int>(blockIdx.x) / (kHalves ? 2 : 1),
             blocks = static_cast<int>(gridDim.x) / (kHalves ? 2 : 1);
-  // This block's tiles: `whole` of them in turns with the other blocks, then `last` boxes.
-  const int boxes = static_cast<int>(DivideUp(p.out, T::kBox)), whole = boxes / (blocks * T::kTileBoxes), rest = boxes - whole * blocks * T::kTileBoxes;
-  const int last = static_cast<int>(DivideUp(rest, blocks));
-  const auto first_box = [&](int tile) { return tile < whole ? (tile * blocks + block) * T::kTileBoxes : boxes - rest + block * last; };
-  const auto boxes_of = [&](int tile) { return tile < whole ? T::kTileBoxes : min(last, rest - block * last); };
-  const int tiles = whole + (block * last < rest ? 1 : 0);
+  // This block's tiles.
+  const auto outputs_of = [&](int tile) { return tile < whole ? T::kTile : last; };
+  const auto first_of = [&](int tile) { return tile * blocks * T::kTile + block * outputs_of(tile); };
+  const int tiles = whole + (first_of(whole) < p.out ? 1 : 0);
   // Its inputs, in stages.
   const int from = half == 0 ? 0 : first_half,
-            count = static_cast<int>(DivideUp((kHalves && half == 0 ? first_half : static_cast<int>(p.in)) - from, kStageInputs));
+            count = static_cast<int>(DivideUp((kHalves && half == 0 ? first_half : static_cast<int>(p.in)) - from, T::kInputs));
   if (threadIdx.x == 0) {
     for (int s = 0; s < T::kStages; s++) BarrierInit(&full[s], 1), BarrierInit(&empty[s], kConsumers * 4);
     BarrierInit(&other_half, 4);
@@ -77,12 +79,10 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   if (threadIdx.x < 128) {
     if (threadIdx.x == 0) {
       const auto copy_weights = [&](int slot, int tile, int s) {
-        const int first = first_box(tile), here = boxes_of(tile);
-        BarrierExpect(&full[slot], here * kBoxBytes + T::kX);
-        for (int i = 0; i < here; i++)
-          CopyWeights(stages + slot * T::kStage + i * kBoxBytes, &weights, &full[slot], from + s * kStageInputs, (first + i) * T::kBox);
+        BarrierExpect(&full[slot], outputs_of(tile) * T::kInputs * 2 + T::kX);
+        CopyWeights(stages + slot * T::kStage, tile < whole ? &weights : &last_weights, &full[slot], from / kStageInputs + s * T::kBoxes, first_of(tile));
       };
-      const auto copy_x = [&](int slot, int s) { CopyBox(stages + slot * T::kStage + T::kWeights, &x, &full[slot], from + s * kStageInputs, 0); };
+      const auto copy_x = [&](int slot, int s) { CopyBoxes(stages + slot * T::kStage + T::kWeights, &x, &full[slot], from / kStageInputs + s * T::kBoxes, 0); };
       int slot = 0, parity = 1;
       for (int tile = 0; tile < tiles; tile++) {
         int s = 0;
@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   float* const result = reinterpret_cast<float*>(results + T::kOtherHalf + consumer * T::kResult + warp * kResultBytes<kRows>);
   int slot = 0, parity = 0;
   for (int tile = 0; tile < tiles; tile++) {
+    const int outputs = outputs_of(tile);
     float total[kRows / 2] = {}, sum[kRows / 2] = {};
     for (int piece = 0; piece < count; piece += kPieceStages) {
       const int past = min(piece + kPieceStages, count);
@@ -123,7 +124,10 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
         const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * kStageInputs * 2)), b = Describe(stages + slot * T::kStage + T::kWeights);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-        for (int k = 0; k < kStageInputs / 16; k++) Multiply<kRows>(sum, a + 2 * k, b + 2 * k, s > piece || k > 0);
+        for (int k = 0; k < T::kInputs; k += 16) {
+          const int box = k / kStageInputs, bytes = k % kStageInputs * 2;  // which, and within its rows
+          Multiply<kRows>(sum, a + (box * outputs * kStageInputs * 2 + bytes) / 16, b + (box * kRows * kStageInputs * 2 + bytes) / 16, s > piece || k > 0);
+        }
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         // The stage before this one has been read then.
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
@@ -158,8 +162,8 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
         total[i] += v.x, total[i + 1] += v.y, total[i + 2] += v.z, total[i + 3] += v.w;
       }
     }
-    const int output = first_box(tile) * T::kBox + consumer * 64 + warp * 16;
-    if (output < (first_box(tile) + boxes_of(tile)) * T::kBox) StoreSums<kRows>(p, total, result, 0, output);
+    const int output = consumer * 64 + warp * 16;  // of the tile
+    if (output < outputs) StoreSums<kRows>(p, total, result, 0, first_of(tile) + output);
   }
 #endif
 }
@@ -167,9 +171,12 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
 template <bool kHalves, int kConsumers, int kRows>
 void Run(State& state, const Product& p) {
   using T = FewRows<kHalves, kConsumers, kRows>;
-  const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, T::kBox), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows);
-  const int64_t boxes = DivideUp(p.out, T::kBox), blocks = kHalves ? 2 * DivideUp(boxes, T::kTileBoxes) : std::min<int64_t>(boxes, state.sms());
-  Launch(state, FewRowsKernel<kHalves, kConsumers, kRows>, static_cast<unsigned>(blocks), T::kThreads, T::kShared, weights, x, p,
+  constexpr int64_t kLeast = 16;  // outputs, of a warp
+  const int64_t most = kHalves ? DivideUp(state.sms(), 2) : state.sms(), whole = p.out / (most * T::kTile), rest = p.out - whole * most * T::kTile;
+  const int64_t last = std::max(DivideUp(DivideUp(rest, most), kLeast), int64_t{1}) * kLeast, blocks = whole > 0 ? most : DivideUp(rest, last);
+  const auto map = [&](int outputs) { return MapOfBoxes(p.w, p.out, p.in, p.in, outputs, T::kBoxes); };
+  Launch(state, FewRowsKernel<kHalves, kConsumers, kRows>, static_cast<unsigned>(kHalves ? 2 * blocks : blocks), T::kThreads, T::kShared, map(T::kTile),
+         map(static_cast<int>(last)), MapOfBoxes(p.x, p.rows, p.in, p.x_stride, kRows, T::kBoxes), p, static_cast<int>(whole), static_cast<int>(last),
          static_cast<int>(FirstHalf(state, p)));
 }
 
@@ -191,6 +198,7 @@ void RunFor(State& state, const Product& p) {
 
 void FewRowsProduct(State& state, const Product& p) {
   CHECK(p.rows <= kFewRows && p.out < (int64_t{1} << 30) && p.in < (int64_t{1} << 30));
+  if (p.in % kStageInputs != 0) return HopperProduct(state, p);
   FirstHalf(state, p) < p.in ? RunFor<true>(state, p) : RunFor<false>(state, p);
 }
 

@@ -167,6 +167,17 @@ CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, in
   return map;
 }
 
+CUtensorMap MapOfBoxes(const void* data, int64_t rows, int64_t in, int64_t stride, int box, int boxes) {
+  const cuuint64_t size[] = {kStageInputs, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(in / kStageInputs)};
+  const cuuint64_t pitch[] = {static_cast<cuuint64_t>(stride) * 2, kStageInputs * 2};
+  const cuuint32_t shape[] = {kStageInputs, static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(boxes)}, steps[] = {1, 1, 1};
+  CUtensorMap map;
+  // Not L2_256B: of long rows that are read in this way DRAM gives 7 % less with it.
+  CHECK(Encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), size, pitch, shape, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
+  return map;
+}
+
 bool HasHopperProducts(const State& state) { return state.hopper() && Encoder() != nullptr; }
 
 void HopperProduct(State& state, const Product& p) {

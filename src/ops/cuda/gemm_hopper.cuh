@@ -13,6 +13,8 @@ inline constexpr int kStageInputs = 64;  // of a box: rows of 128 bytes
 
 // The map of a matrix in boxes of `box` rows by a stage's inputs; what lies outside of the matrix is 0.
 CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, int box);
+// The same, `boxes` side by side at a time, which come one after the other; `in` is a multiple of a stage's inputs.
+CUtensorMap MapOfBoxes(const void* data, int64_t rows, int64_t in, int64_t stride, int box, int boxes);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
@@ -58,13 +60,20 @@ __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64
                : "memory");
 }
 
+// The boxes from number `box` along the inputs on, for a map of MapOfBoxes.
+__device__ __forceinline__ void CopyBoxes(void* to, const CUtensorMap* map, uint64_t* barrier, int box, int row) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
+               "r"(SharedAddress(barrier)), "r"(0), "r"(row), "r"(box)
+               : "memory");
+}
+
 // The same of weights, which no one reads again soon.
-__device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
+__device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, uint64_t* barrier, int box, int row) {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(to)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(k), "r"(row), "l"(policy)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(SharedAddress(to)),
+      "l"(map), "r"(SharedAddress(barrier)), "r"(0), "r"(row), "r"(box), "l"(policy)
       : "memory");
 }
 
