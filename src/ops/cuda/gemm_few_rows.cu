@@ -65,11 +65,21 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   // Its inputs, in stages.
   const int from = half == 0 ? 0 : first_half,
             count = static_cast<int>(DivideUp((kHalves && half == 0 ? first_half : static_cast<int>(p.in)) - from, T::kInputs));
+  const int early = min(count, T::kStages);
+  const auto copy_weights = [&](int slot, int tile, int s) {
+    BarrierExpect(&full[slot], outputs_of(tile) * T::kInputs * 2 + T::kX);
+    CopyWeights(stages + slot * T::kStage, tile < whole ? &weights : &last_weights, &full[slot], from / kStageInputs + s * T::kBoxes, first_of(tile));
+  };
   if (threadIdx.x == 0) {
     for (int s = 0; s < T::kStages; s++) BarrierInit(&full[s], 1), BarrierInit(&empty[s], kConsumers * 4);
-    BarrierInit(&other_half, 4);
+    BarrierInit(&other_half, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    if constexpr (kHalves) BarrierExpect(&other_half, T::kOtherHalf);
+    // The weights of the first stages needn't wait for the kernel ahead.
+    for (int s = 0; s < early; s++) copy_weights(s, 0, s);
+    PrefetchMap(&x);
+    PrefetchMap(&last_weights);
   }
   if constexpr (kHalves)
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -78,28 +88,17 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
 
   if (threadIdx.x < 128) {
     if (threadIdx.x == 0) {
-      const auto copy_weights = [&](int slot, int tile, int s) {
-        BarrierExpect(&full[slot], outputs_of(tile) * T::kInputs * 2 + T::kX);
-        CopyWeights(stages + slot * T::kStage, tile < whole ? &weights : &last_weights, &full[slot], from / kStageInputs + s * T::kBoxes, first_of(tile));
-      };
       const auto copy_x = [&](int slot, int s) { CopyBoxes(stages + slot * T::kStage + T::kWeights, &x, &full[slot], from / kStageInputs + s * T::kBoxes, 0); };
-      int slot = 0, parity = 1;
-      for (int tile = 0; tile < tiles; tile++) {
-        int s = 0;
-        if (tile == 0) {
-          // The weights of the first stages needn't wait for the kernel ahead.
-          const int early = min(count, T::kStages);
-          for (; s < early; s++) copy_weights(s, tile, s);
-          WaitForPrevious();
-          for (s = 0; s < early; s++) copy_x(s, s);
-          if ((slot = early) == T::kStages) slot = 0, parity = 0;
-        }
-        for (; s < count; s++) {
+      WaitForPrevious();
+      for (int s = 0; s < early; s++) copy_x(s, s);
+      int slot = early, parity = 1;
+      for (int tile = 0; tile < tiles; tile++)
+        for (int s = tile == 0 ? early : 0; s < count; s++) {
+          if (slot == T::kStages) slot = 0, parity ^= 1;
           BarrierWait(&empty[slot], parity);  // at once as long as the slot is new
           copy_weights(slot, tile, s), copy_x(slot, s);
-          if (++slot == T::kStages) slot = 0, parity ^= 1;
+          slot++;
         }
-      }
     }
     __syncwarp();
     WaitForPrevious();
@@ -145,14 +144,9 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
         const uint32_t to = InFirstBlock(other), barrier = InFirstBlock(&other_half);
 #pragma unroll
         for (int i = 0; i < kRows / 2; i += 4)
-          asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + i / 4 * 128 * 16), "f"(total[i]), "f"(total[i + 1]), "f"(total[i + 2]),
-                       "f"(total[i + 3])
+          asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to + i / 4 * 128 * 16), "f"(total[i]),
+                       "f"(total[i + 1]), "f"(total[i + 2]), "f"(total[i + 3]), "r"(barrier)
                        : "memory");
-        __syncwarp();
-        if (lane == 0) {
-          asm volatile("fence.acq_rel.cluster;" ::: "memory");
-          asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-        }
         return;
       }
       BarrierWaitCluster(&other_half, 0);

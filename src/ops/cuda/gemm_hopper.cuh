@@ -53,6 +53,8 @@ __device__ __forceinline__ void BarrierWaitCluster(uint64_t* barrier, int parity
       "r"(parity)
       : "memory");
 }
+// The first copy needn't wait for its map then.
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 // A box of the matrix behind `map`, from input k and row `row` on.
 __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
