@@ -363,14 +363,15 @@ class CudaSequencesTest : public CudaMambaTest {
   }
 
   // Outputs of one stateless call are right, and those of pieces have their bits; so with what the slots hold at the end.
-  static void Try(Subject& op, Gpu& gpu, Draws& draws, int64_t longest, int64_t gap) {
+  static void Try(Subject& op, Gpu& gpu, Draws& draws, int64_t longest, int64_t gap, int sequences = 4) {
     Device ref(ref::kTable, Dtype::kF64, 1, 0);
-    std::vector<int> slots(6);
+    const int slot_count = sequences + 2;
+    std::vector<int> slots(static_cast<size_t>(slot_count));
     std::iota(slots.begin(), slots.end(), 0);
     std::shuffle(slots.begin(), slots.end(), draws.random());
     std::vector<Course> courses;
-    for (int i = 0; i < 4; i++) courses.push_back(NewCourse(op, gpu, draws, i == 0 ? longest : draws.Int(0, longest), slots[static_cast<size_t>(i)], gap));
-    op.MakeState(6);
+    for (int i = 0; i < sequences; i++) courses.push_back(NewCourse(op, gpu, draws, i == 0 ? longest : draws.Int(0, longest), slots[static_cast<size_t>(i)], gap));
+    op.MakeState(slot_count);
     std::vector<std::vector<Numbers>> inputs;
     std::vector<Numbers> states;
     for (Course& course : courses) {
@@ -379,7 +380,7 @@ class CudaSequencesTest : public CudaMambaTest {
       EXPECT_TRUE(SameBits(alone[0].y, course.whole)) << "with a slot and without";
       inputs.push_back(op.Inputs(course.slot, alone[0].done)), states.push_back(op.States(course.slot, alone[0].done));
     }
-    op.MakeState(6);
+    op.MakeState(slot_count);
     for (int call = 0; std::any_of(courses.begin(), courses.end(), [](const Course& course) { return course.left() > 0; }); call++) {
       std::vector<int64_t> rows;
       const int64_t kind = draws.Int(0, 3);  // decoding, or pieces
@@ -470,16 +471,16 @@ TEST_F(CudaSequencesTest, ScanOnTensorCores) {
   }
 }
 
-// Single rows take convolution and scan in one kernel, prompts in two.
+// Single rows take convolution and scan in one kernel, prompts in two. Many heads and sequences: several heads a block.
 TEST_F(CudaSequencesTest, ConvScan) {
   Gpu gpu(Dtype::kBf16, kSpace);
-  for (int trial = 0; trial < (Gpu::Short() ? 2 : 6); trial++) {
+  for (int trial = 0; trial < (Gpu::Short() ? 2 : 7); trial++) {
     Draws draws(350 + static_cast<uint64_t>(trial));
-    SsdShape shape = {.heads = trial == 5 ? 128 : 8, .head_dim = 64, .state = 128, .groups = draws.Int(1, 2), .dt_max = kInfinity};
+    SsdShape shape = {.heads = trial == 5 ? 128 : trial == 6 ? 32 : 8, .head_dim = 64, .state = 128, .groups = draws.Int(1, 2), .dt_max = kInfinity};
     const int64_t boundaries = draws.Int(1, 2), conv_ring = trial == 0 ? 3 : draws.Int(4, 40);
     SCOPED_TRACE(testing::Message() << "trial " << trial << ", " << shape.heads << " heads, convolution's ring of " << conv_ring);
     ConvScanSubject op(draws, shape, draws.Int(0, 1), conv_ring, kSsdChunk * (boundaries + draws.Int(0, 1)), boundaries);
-    Try(op, gpu, draws, trial == 5 || Gpu::Short() ? 70 : 300, (8 - op.in % 8) % 8 + 8);
+    Try(op, gpu, draws, trial >= 5 || Gpu::Short() ? 70 : 300, (8 - op.in % 8) % 8 + 8, trial == 6 ? 24 : 4);
   }
 }
 

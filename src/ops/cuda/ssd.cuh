@@ -105,8 +105,7 @@ void ScanAnyShape(State& device, const ScanOperands<T>& operands, const Picked& 
 template <typename T>
 void KeepScanInputs(State& device, const ScanOperands<T>& operands, const Picked& picked, int64_t count, int64_t most_rows);
 // For heads of 64 with a state of 128, addresses at multiples of 16 bytes. The first two are for sequences of one row, with the numbers of ScanChunks, and keep
-// their inputs; the second one is for the first `count` sequences, and false where it isn't a Hopper
-// or ScanOneRow does better.
+// their inputs; the second one is for the first `count` sequences, and false where it isn't a Hopper.
 void ScanOneRow(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);
 bool ConvScanOneRow(State& device, const ScanOperands<bf16>& operands, const ConvOperands& conv, int64_t count);
 void ScanChunks(State& device, const ScanOperands<bf16>& operands, const Picked& picked, int64_t count);

@@ -1,6 +1,7 @@
 // Convolution and scan of sequences of one row on Hopper, with the numbers of conv.cu and ssd_chunks.cu: the same sums, and the same products of 16 in the same
-// order. It is bound by reading the state. A block has a head and goes along sequences; a warp of its own brings what their slots hold to shared memory, of the
-// next one while one is computed. Three warps compute the convolution of the row, decays and weights, the others have 16 rows of S each.
+// order. It is bound by reading the state. A block has some heads of a sequence, which have B and C in common: the convolution of those and the tokens' scores
+// come first, once. Then it goes from head to head: a warp brings what the slot holds to shared memory, of the next one while one is computed; another one
+// computes the convolution of x, decays and weights; four have 16 rows of S each.
 //
 // What a row finds in its slot is older than the step: a copy to the device (State::Begin) lies between whatever wrote it and the step's first kernel, and in a
 // step nobody else has that slot of that layer. So it is asked for before WaitForPrevious.
@@ -14,30 +15,30 @@ namespace bamba::cuda {
 namespace {
 
 constexpr int kHeadDim = 64, kState = 128;
-constexpr int kStateWarps = 4, kRowWarps = 3, kThreads = (kStateWarps + kRowWarps + 1) * 32;
-[[maybe_unused]] constexpr int kInputThreads = (kHeadDim + 2 * kState) / 4;  // of the row warps, with four of the row's x | B | C each
-constexpr int kStages = 2, kResident = 2;                                    // sequences on their way, blocks on a multiprocessor
+constexpr int kStateWarps = 4, kThreads = (kStateWarps + 2) * 32;
+constexpr int kStages = 2, kResident = 2;  // heads on their way, blocks on a multiprocessor
 // Distances in shared memory: so that rows which are read together lie in different banks. Four rows of S lie one after the other, 32 bytes after the four
 // before.
 constexpr int kFourRows = 4 * kState + 8, kBRow = kState + 8, kXRow = kHeadDim + 8;
 
 struct OneRowMemory {
-  // What a slot holds: S at the chunk's start, the chunk's inputs.
+  // Of a head, what its slot holds: S at the chunk's start, and x of the chunk's tokens; the row's own x comes to them.
   struct Stage {
     float states[kHeadDim / 4 * kFourRows];
-    bf16 b[kChunk * kBRow], x[kChunk * kXRow];
+    bf16 x[kChunk * kXRow];
   };
-  // What is computed of a row: its own inputs, how S decays up to it, and the tokens' contributions; and the weights of their x in y, of two tokens each:
-  // leading bits and the rest.
+  // How S decays up to the row, and the tokens' contributions; and the weights of their x in y, of two tokens each: leading bits and the rest.
   struct alignas(16) Row {
-    bf16 b[kState], c[kState], x[kHeadDim];
     float decayed_steps[kChunk];
     uint2 weights[kChunk / 2];
     float from_start;
   };
   Stage stages[kStages];
+  bf16 b[kChunk * kBRow], c[kState];  // the chunk's, and the row's
+  float scores[kChunk];
   Row rows[kStages];
-  uint64_t landed[kStages], known[kStages], weighted[kStages], empty[kStages];  // the stage; the row but for the weights; these; all has been used
+  uint64_t landed[kStages], known[kStages], empty[kStages];  // the stage; the row, and its x; all has been used
+  uint64_t b_landed, scored;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -51,191 +52,213 @@ __device__ __forceinline__ void CopyBytes(uint32_t to, const void* from, int byt
 __device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
+
+// Four channels of a row on their way through the convolution.
+struct ConvRow {
+  uint2 inputs[kTaps];  // oldest first
+  float4 taps[4];
+  float start[4];
+
+  __device__ __forceinline__ void ReadWeights(const ConvOperands& conv, int column) {
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      taps[c] = *reinterpret_cast<const float4*>(conv.w + (column + c) * kTaps);
+      start[c] = conv.bias != nullptr ? conv.bias[column + c] : 0;
+    }
+  }
+  __device__ __forceinline__ void ReadKept(const ConvOperands& conv, const DeviceSequence& s, int column) {
+    const int entry = conv.ring != nullptr ? static_cast<int>(EntryOf(static_cast<uint32_t>(s.position), conv.length)) : 0;
+    const bf16* const ring = conv.ring + s.slot * conv.slot + column;
+#pragma unroll
+    for (int k = 0; k < kTaps - 1; k++) {
+      const int back = entry - (kTaps - 1) + k;
+      inputs[k] = make_uint2(0, 0);
+      if (s.position >= kTaps - 1 - k) inputs[k] = *reinterpret_cast<const uint2*>(ring + (back < 0 ? back + static_cast<int>(conv.length) : back) * conv.token);
+    }
+  }
+  __device__ __forceinline__ void ReadOwn(const ConvOperands& conv, const DeviceSequence& s, int column) {
+    inputs[kTaps - 1] = *reinterpret_cast<const uint2*>(conv.x.Row(s.row) + column);
+  }
+  __device__ __forceinline__ uint2 Result() const {
+    float sum[4];
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      const float w[kTaps] = {taps[c].x, taps[c].y, taps[c].z, taps[c].w};
+      sum[c] = start[c];
+#pragma unroll
+      for (int k = 0; k < kTaps; k++) {
+        const uint32_t pair = c < 2 ? inputs[k].x : inputs[k].y;
+        sum[c] = fmaf(w[k], c % 2 == 0 ? LowHalf(pair) : HighHalf(pair), sum[c]);
+      }
+      sum[c] = Silu<bf16>(sum[c]);
+    }
+    return make_uint2(PackPair(sum[0], sum[1]), PackPair(sum[2], sum[3]));
+  }
+};
 #endif
 
+// Block (some of the heads, sequence).
 __global__ void __launch_bounds__(kThreads, kResident)
-    ConvScanRow(const __grid_constant__ ScanOperands<bf16> o, const __grid_constant__ ConvOperands conv, int count) {
+    ConvScanRow(const __grid_constant__ ScanOperands<bf16> o, const __grid_constant__ ConvOperands conv, int heads) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(16) char shared[];
   OneRowMemory& memory = *reinterpret_cast<OneRowMemory*>(shared);
   const uint32_t at = SharedAddress(shared);
   const auto landed = [&](int n) { return at + static_cast<uint32_t>(offsetof(OneRowMemory, landed) + n % kStages * 8); };
   const auto known = [&](int n) { return at + static_cast<uint32_t>(offsetof(OneRowMemory, known) + n % kStages * 8); };
-  const auto weighted = [&](int n) { return at + static_cast<uint32_t>(offsetof(OneRowMemory, weighted) + n % kStages * 8); };
   const auto empty = [&](int n) { return at + static_cast<uint32_t>(offsetof(OneRowMemory, empty) + n % kStages * 8); };
+  const uint32_t b_landed = at + static_cast<uint32_t>(offsetof(OneRowMemory, b_landed)), scored = at + static_cast<uint32_t>(offsetof(OneRowMemory, scored));
   const auto round = [](int n) { return n / kStages & 1; };
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++)
-      InitBarrier(landed(i), 1 + 32), InitBarrier(known(i), kRowWarps), InitBarrier(weighted(i), 2), InitBarrier(empty(i), kStateWarps + 2);
+    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 1 + 32), InitBarrier(known(i), 1), InitBarrier(empty(i), kStateWarps);
+    InitBarrier(b_landed, 32), InitBarrier(scored, 2);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   LetNextBegin();
   __syncthreads();
-  const int head = blockIdx.x, over = gridDim.y, lane = threadIdx.x % 32, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0), g = lane / 4,
-            q = lane % 4;
-  const int group = o.GroupOf(head), x_column = head * kHeadDim, b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
+  const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0), g = lane / 4, q = lane % 4;
+  const int first_head = static_cast<int>(blockIdx.x) * heads, group = o.GroupOf(first_head);
+  const int b_column = o.b_column + group * kState, c_column = o.c_column + group * kState;
+  const DeviceSequence s = o.sequences[blockIdx.y];
+  const int t = static_cast<int>(static_cast<uint32_t>(s.position) % kChunk);  // within its chunk
+  const int64_t begin = s.position - t;
+  const bool keeps = o.Keeps(s);
   const auto arrive = [&](uint32_t barrier) {
     __syncwarp();
     if (lane == 0) Arrive(barrier);
   };
-  const auto token_of = [](const DeviceSequence& s) { return static_cast<int>(static_cast<uint32_t>(s.position) % kChunk); };  // within its chunk
-  DeviceSequence next = o.sequences[blockIdx.y];
-  const auto take = [&](int i) {  // number i, and asks for the one after it
-    const DeviceSequence s = next;
-    if (i + over < count) next = o.sequences[i + over];
-    return s;
-  };
 
-  if (warp == kStateWarps + kRowWarps) {
+  if (warp == kStateWarps + 1) {
     uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-    for (int i = blockIdx.y, n = 0; i < count; i += over, n++) {
-      const DeviceSequence s = take(i);
-      const int t = token_of(s);
-      const int64_t begin = s.position - t;
+    // `columns` of the chunk's tokens before the row, from `column` on, to rows `distance` apart.
+    const auto copy_kept = [&](int columns, int column, uint32_t to, int distance) {
+      const int units = columns / 8, rows = 32 / units;  // of a row; that the warp copies at a time
+      const bf16* from = o.KeptRow(s, begin) + lane / units * o.xbc_token + column + lane % units * 8;
+      to += (lane / units * distance + lane % units * 8) * 2;
+#pragma unroll 4
+      for (int first = 0; first < t; first += rows, from += rows * o.xbc_token, to += rows * distance * 2)
+        if (first + lane / units < t) CopyAsync(to, from, true);
+    };
+    for (int n = 0; n < heads; n++) {
       const uint32_t stage = at + static_cast<uint32_t>(n % kStages * sizeof(OneRowMemory::Stage));
       if (n >= kStages) WaitFor(empty(n), round(n) ^ 1);
       if (lane == 0) ArriveForBytes(landed(n), begin > 0 ? kHeadDim * kState * 4 : 0);
       __syncwarp();
       if (begin > 0 && lane < kHeadDim / 4)
-        CopyBytes(stage + lane * kFourRows * 4, o.Boundary(s, begin, head) + lane * 4 * kState, 4 * kState * 4, landed(n), once);
-      const auto kept_inputs = [&](int columns, int column, size_t offset, int distance) {
-        const int units = columns / 8, rows = 32 / units;  // of a row; that the warp copies at a time
-        const bf16* from = o.KeptRow(s, begin) + lane / units * o.xbc_token + column + lane % units * 8;
-        uint32_t to = stage + static_cast<uint32_t>(offset) + (lane / units * distance + lane % units * 8) * 2;
-#pragma unroll 4
-        for (int first = 0; first < t; first += rows, from += rows * o.xbc_token, to += rows * distance * 2)
-          if (first + lane / units < t) CopyAsync(to, from, true);
-      };
-      if (t > 0)
-        kept_inputs(kState, b_column, offsetof(OneRowMemory::Stage, b), kBRow), kept_inputs(kHeadDim, x_column, offsetof(OneRowMemory::Stage, x), kXRow);
+        CopyBytes(stage + lane * kFourRows * 4, o.Boundary(s, begin, first_head + n) + lane * 4 * kState, 4 * kState * 4, landed(n), once);
+      if (n == 0) {
+        if (t > 0) copy_kept(kState, b_column, at + static_cast<uint32_t>(offsetof(OneRowMemory, b)), kBRow);
+        ArriveAfterCopies(b_landed);
+      }
+      if (t > 0) copy_kept(kHeadDim, (first_head + n) * kHeadDim, stage + static_cast<uint32_t>(offsetof(OneRowMemory::Stage, x)), kXRow);
       ArriveAfterCopies(landed(n));
     }
     WaitForPrevious();
     return;
   }
 
-  if (warp >= kStateWarps) {
-    const HeadNumbers numbers = NumbersOf(o, head);
-    const int thread = static_cast<int>(threadIdx.x) - kStateWarps * 32;
-    const bool has_input = thread < kInputThreads, keeps_input = has_input && (thread < 16 || head == group * o.heads_per_group);
-    const int of_its = thread < 16 ? thread * 4 : thread < 48 ? (thread - 16) * 4 : (thread - 48) * 4;  // x, B or C
-    const int column = has_input ? (thread < 16 ? x_column : thread < 48 ? b_column : c_column) + of_its : 0;
-    const bool decays = warp == kStateWarps + kRowWarps - 1;  // this warp computes them
-    float4 taps[4];
-    float start[4];
-#pragma unroll
-    for (int c = 0; c < 4; c++) {
-      taps[c] = *reinterpret_cast<const float4*>(conv.w + (column + c) * kTaps);
-      start[c] = conv.bias != nullptr ? conv.bias[column + c] : 0;
-    }
-    // The inputs of the four channels, oldest first; of lane i of the decays' warp the raw step of token i.
-    uint2 inputs[kTaps];
-    bf16 raw_step;
-    const auto read_kept = [&](const DeviceSequence& s) {
-      const int t = token_of(s);
-      const int entry = conv.ring != nullptr ? static_cast<int>(EntryOf(static_cast<uint32_t>(s.position), conv.length)) : 0;
-      const bf16* const ring = conv.ring + s.slot * conv.slot + column;
-#pragma unroll
-      for (int k = 0; k < kTaps - 1; k++) {
-        const int back = entry - (kTaps - 1) + k;
-        inputs[k] = make_uint2(0, 0);
-        if (s.position >= kTaps - 1 - k)
-          inputs[k] = *reinterpret_cast<const uint2*>(ring + (back < 0 ? back + static_cast<int>(conv.length) : back) * conv.token);
-      }
-      if (decays && lane < t) raw_step = o.KeptSteps(s, s.position - t)[lane * o.dt_token + head];
+  if (warp == kStateWarps) {
+    // Half of the lanes have four channels of x each; lane i has token i's step, and the log of the decay from the chunk's start.
+    struct Inputs {
+      ConvRow x;
+      bf16 raw_step;
+      HeadNumbers numbers;
     };
-    const auto read_own = [&](const DeviceSequence& s) {
-      inputs[kTaps - 1] = *reinterpret_cast<const uint2*>(conv.x.Row(s.row) + column);
-      if (decays && lane == token_of(s)) raw_step = o.dt.Row(s.row)[head];
+    const auto column_of = [&](int n) { return (first_head + n) * kHeadDim + lane % 16 * 4; };
+    const auto read_kept = [&](int n) {
+      Inputs in;
+      in.x.ReadWeights(conv, column_of(n)), in.x.ReadKept(conv, s, column_of(n));
+      if (lane < t) in.raw_step = o.KeptSteps(s, begin)[lane * o.dt_token + first_head + n];
+      in.numbers = NumbersOf(o, first_head + n);
+      return in;
     };
-    read_kept(next);
+    const auto read_own = [&](int n, Inputs& in) {
+      in.x.ReadOwn(conv, s, column_of(n));
+      if (lane == t) in.raw_step = o.dt.Row(s.row)[first_head + n];
+    };
+    Inputs next = read_kept(0);
     WaitForPrevious();
-    read_own(next);
-    for (int i = blockIdx.y, n = 0; i < count; i += over, n++) {
-      const DeviceSequence s = take(i);
-      const int t = token_of(s);
-      const bool kept = o.Keeps(s);
-      OneRowMemory::Row& row = memory.rows[n % kStages];
+    read_own(0, next);
+    for (int n = 0; n < heads; n++) {
+      const Inputs in = next;
+      if (n + 1 < heads) next = read_kept(n + 1), read_own(n + 1, next);
+      const float step = lane <= t ? StepOf(ToFloat(in.raw_step), in.numbers.bias, o.dt_min, o.dt_max) : 0;
+      float log = lane <= t ? LogDecay(step, in.numbers.rate) : 0;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const float before = __shfl_up_sync(~0u, log, distance);
+        if (lane >= distance) log += before;
+      }
+      const float log_row = __shfl_sync(~0u, log, t), decayed_step = lane <= t ? FastExp2(log_row - log) * step : 0;
+      const uint2 own = in.x.Result();
+      if (n == 0) WaitFor(scored, 0);
+      const float weight = lane <= t ? memory.scores[lane] * decayed_step : 0, following = __shfl_down_sync(~0u, weight, 1);
+      uint2 split;
+      SplitPair(weight, following, split.x, split.y);
+
       if (n >= kStages) WaitFor(empty(n), round(n) ^ 1);
-      if (decays) {
-        // Lane i: token i's step, and the log of the decay from the chunk's start.
-        const float step = lane <= t ? StepOf(ToFloat(raw_step), numbers.bias, o.dt_min, o.dt_max) : 0;
-        float log = lane <= t ? LogDecay(step, numbers.rate) : 0;
-        if (kept && lane == t) o.KeptSteps(s, s.position)[head] = raw_step;
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-          const float before = __shfl_up_sync(~0u, log, distance);
-          if (lane >= distance) log += before;
-        }
-        const float log_row = __shfl_sync(~0u, log, t);
-        row.decayed_steps[lane] = lane <= t ? FastExp2(log_row - log) * step : 0;
-        if (lane == 0) row.from_start = FastExp2(log_row);
-      }
-      if (has_input) {
-        float sum[4];
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-          const float w[kTaps] = {taps[c].x, taps[c].y, taps[c].z, taps[c].w};
-          sum[c] = start[c];
-#pragma unroll
-          for (int k = 0; k < kTaps; k++) {
-            const uint32_t pair = c < 2 ? inputs[k].x : inputs[k].y;
-            sum[c] = fmaf(w[k], c % 2 == 0 ? LowHalf(pair) : HighHalf(pair), sum[c]);
-          }
-          sum[c] = Silu<bf16>(sum[c]);
-        }
-        const uint2 own = make_uint2(PackPair(sum[0], sum[1]), PackPair(sum[2], sum[3]));
-        *reinterpret_cast<uint2*>((thread < 16 ? row.x : thread < 48 ? row.b : row.c) + of_its) = own;
-        if (keeps_input && kept) {  // no block of this launch reads these entries
-          *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column) = own;
-          *reinterpret_cast<uint2*>(conv.Kept(s, s.position) + column) = inputs[kTaps - 1];
-        }
-      }
+      OneRowMemory::Row& row = memory.rows[n % kStages];
+      row.decayed_steps[lane] = decayed_step;
+      if (lane % 2 == 0) row.weights[lane / 2] = split;
+      if (lane == 0) row.from_start = FastExp2(log_row);
+      if (lane < 16) *reinterpret_cast<uint2*>(memory.stages[n % kStages].x + t * kXRow + lane * 4) = own;
       arrive(known(n));
-      if (i + over < count) read_kept(next), read_own(next);
-      if (decays) continue;
-      // Each of the other two: scores of 16 tokens, {g, g + 8} of them in each column.
-      const int first = (warp - kStateWarps) * 16;
-      WaitFor(known(n), round(n));
-      WaitFor(landed(n), round(n));
-      float score[4] = {};
-      if (first <= t) {
-        const int token = first + lane % 16;
-        const uint32_t b_at = SharedAddress((token == t ? row.b : memory.stages[n % kStages].b + token * kBRow) + lane / 16 * 8);
-#pragma unroll
-        for (int k = 0; k < kState / 16; k++) {
-          uint32_t b[4];
-          LoadMatrices(b, b_at + 32 * k);
-          MultiplyAdd(score, b, *reinterpret_cast<const uint32_t*>(row.c + 16 * k + 2 * q), *reinterpret_cast<const uint32_t*>(row.c + 16 * k + 8 + 2 * q));
-        }
+      if (!keeps) continue;  // no block of this launch reads these entries
+      if (lane == t) o.KeptSteps(s, s.position)[first_head + n] = in.raw_step;
+      if (lane < 16) {
+        *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column_of(n)) = own;
+        *reinterpret_cast<uint2*>(conv.Kept(s, s.position) + column_of(n)) = in.x.inputs[kTaps - 1];
       }
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int token = first + 8 * half + g;
-        const float weight = token <= t ? score[2 * half] * row.decayed_steps[token] : 0, following = __shfl_down_sync(~0u, weight, 4);
-        uint2 split;
-        SplitPair(weight, following, split.x, split.y);
-        if (lane % 8 == 0) row.weights[token / 2] = split;
-      }
-      arrive(weighted(n)), arrive(empty(n));
     }
     return;
   }
 
+  // The row's B and C, by two warps; then each of them scores 16 tokens, {g, g + 8} of them in each column.
+  if (warp < 2) {
+    const int of_its = threadIdx.x % 32 * 4, column = (warp == 0 ? b_column : c_column) + of_its;
+    ConvRow in;
+    in.ReadWeights(conv, column), in.ReadKept(conv, s, column);
+    WaitForPrevious();
+    in.ReadOwn(conv, s, column);
+    const uint2 own = in.Result();
+    *reinterpret_cast<uint2*>((warp == 0 ? memory.b + t * kBRow : memory.c) + of_its) = own;
+    if (keeps && first_head == group * o.heads_per_group) {
+      *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column) = own;
+      *reinterpret_cast<uint2*>(conv.Kept(s, s.position) + column) = in.inputs[kTaps - 1];
+    }
+  } else {
+    WaitForPrevious();
+  }
+  asm volatile("bar.sync 1, %0;" ::"n"(kStateWarps * 32) : "memory");
+  uint32_t c[kState / 16][2];
+#pragma unroll
+  for (int k = 0; k < kState / 16; k++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) c[k][half] = *reinterpret_cast<const uint32_t*>(memory.c + 16 * k + 8 * half + 2 * q);
+  if (warp < 2) {
+    WaitFor(b_landed, 0);
+    float score[4] = {};
+    const uint32_t b_at = SharedAddress(memory.b + (warp * 16 + lane % 16) * kBRow + lane / 16 * 8);
+#pragma unroll
+    for (int k = 0; k < kState / 16; k++) {
+      uint32_t b[4];
+      LoadMatrices(b, b_at + 32 * k);
+      MultiplyAdd(score, b, c[k][0], c[k][1]);
+    }
+    if (q == 0) memory.scores[warp * 16 + g] = score[0], memory.scores[warp * 16 + 8 + g] = score[2];
+    arrive(scored);
+  }
+
   // A warp has 16 rows of S, as a product's first operand; the row's C is each of the second one's eight columns. Row r of the product is row 4 (r mod 4) + r /
   // 4 of the warp's, so that those which are read together lie in different fours.
-  const float d = o.d[head];
-  WaitForPrevious();
-  for (int i = blockIdx.y, n = 0; i < count; i += over, n++) {
-    const DeviceSequence s = take(i);
-    const int t = token_of(s);
-    const int64_t begin = s.position - t;
+  for (int n = 0; n < heads; n++) {
+    const int head = first_head + n, x_column = head * kHeadDim;
+    const float d = o.d[head];
     const OneRowMemory::Stage& stage = memory.stages[n % kStages];
     const OneRowMemory::Row& row = memory.rows[n % kStages];
     WaitFor(landed(n), round(n));
-    WaitFor(known(n), round(n));
     float outer[4] = {}, inner[4] = {};
     if (begin > 0) {
       const float* const state = stage.states + (warp * 4 + g % 4) * kFourRows + g / 4 * kState + 2 * q;
@@ -247,15 +270,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
           const float2 pair = *reinterpret_cast<const float2*>(state + r % 2 * 2 * kState + 16 * k + r / 2 * 8);
           carried[r] = PackPair(pair.x, pair.y);
         }
-        MultiplyAdd(outer, carried, *reinterpret_cast<const uint32_t*>(row.c + 16 * k + 2 * q), *reinterpret_cast<const uint32_t*>(row.c + 16 * k + 8 + 2 * q));
+        MultiplyAdd(outer, carried, c[k][0], c[k][1]);
       }
     }
-    // Of tokens 16 k + 2 q, the next, and 8 further; what lies beyond the row is another sequence's.
+    WaitFor(known(n), round(n));
+    // Of tokens 16 k + 2 q, the next, and 8 further; what lies beyond the row is another head's.
     uint32_t x[2][4];
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       const int token = 16 * k + lane % 8 + lane / 16 * 8;
-      LoadTransposed(x[k], SharedAddress((token == t ? row.x : stage.x + token * kXRow) + (warp * 2 + lane / 8 % 2) * 8));
+      LoadTransposed(x[k], SharedAddress(stage.x + token * kXRow + (warp * 2 + lane / 8 % 2) * 8));
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int first = 16 * k + 8 * half + 2 * q;
@@ -263,7 +287,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
         x[k][2 * half] &= there, x[k][2 * half + 1] &= there;
       }
     }
-    WaitFor(weighted(n), round(n));
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       const uint2 low = row.weights[8 * k + q], high = row.weights[8 * k + 4 + q];
@@ -276,9 +299,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int from = g % 4 * 4 + g / 4 + 2 * half;  // the row of `outer` for row g + 8 half
       const float low = __shfl_sync(~0u, outer[0], from % 8 * 4), high = __shfl_sync(~0u, outer[2], from % 8 * 4);
       const int p = warp * 16 + g + 8 * half;
-      if (q == 0) o.y.Row(s.row)[x_column + p] = FromFloat<bf16>(fmaf(d, ToFloat(row.x[p]), fmaf(from_start, from < 8 ? low : high, inner[2 * half])));
+      if (q == 0)
+        o.y.Row(s.row)[x_column + p] =
+            FromFloat<bf16>(fmaf(d, ToFloat(stage.x[t * kXRow + p]), fmaf(from_start, from < 8 ? low : high, inner[2 * half])));
     }
-    if (t == kChunk - 1 && o.Keeps(s)) {
+    if (t == kChunk - 1 && keeps) {
       uint32_t leading[2][4], rest[2][4];  // x weighted
 #pragma unroll
       for (int k = 0; k < 2; k++)
@@ -305,7 +330,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         for (int k = 0; k < 2; k++) {
           const int token = 16 * k + lane % 16;
           uint32_t b[4];
-          LoadTransposed(b, SharedAddress((token == t ? row.b : stage.b + token * kBRow) + (i + lane / 16) * 8));
+          LoadTransposed(b, SharedAddress(memory.b + token * kBRow + (i + lane / 16) * 8));
           MultiplyAdd(state[0], leading[k], b[0], b[1]);
           MultiplyAdd(state[1], leading[k], b[2], b[3]);
           MultiplyAdd(state[0], rest[k], b[0], b[1]);
@@ -326,12 +351,15 @@ __global__ void __launch_bounds__(kThreads, kResident)
 }  // namespace
 
 bool ConvScanOneRow(State& device, const ScanOperands<bf16>& o, const ConvOperands& conv, int64_t count) {
-  // As many blocks as there is room for at once, with equal shares. Of long ones the kernel for one sequence a block reads more of the bandwidth.
-  constexpr int64_t kMostShare = 32;
-  const int64_t room = std::max<int64_t>(1, int64_t{kResident} * device.sms() / o.heads), share = DivideUp(count, std::min(room, count));
-  if (!device.hopper() || share > kMostShare) return false;
-  const dim3 grid(static_cast<unsigned>(o.heads), static_cast<unsigned>(DivideUp(count, share)));
-  Launch(device, ConvScanRow, grid, dim3(kThreads), sizeof(OneRowMemory), o, conv, static_cast<int>(count));
+  if (!device.hopper()) return false;
+  // As many heads to a block as take the fewest rounds of them; what comes before the first one takes about as long as a head.
+  constexpr int64_t kMostHeads = 16;
+  const auto cost = [&](int64_t heads) { return DivideUp(o.heads / heads * count, int64_t{kResident} * device.sms()) * (heads + 1); };
+  int64_t heads = 1;
+  for (int64_t more = 2; more <= kMostHeads && o.heads_per_group % more == 0; more *= 2)
+    if (cost(more) < cost(heads)) heads = more;
+  const dim3 grid(static_cast<unsigned>(o.heads / heads), static_cast<unsigned>(count));
+  Launch(device, ConvScanRow, grid, dim3(kThreads), sizeof(OneRowMemory), o, conv, static_cast<int>(heads));
   return true;
 }
 
