@@ -24,26 +24,6 @@ struct FewRows {
   static constexpr int kShared = kStages * kStage + kBesideStages;  // stages are aligned to 1024 bytes in it
 };
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ __forceinline__ int RankInCluster() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// Where the cluster's first block has what lies at `p` in this one.
-__device__ __forceinline__ uint32_t InFirstBlock(const void* p) {
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(SharedAddress(p)));
-  return there;
-}
-#endif
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define BAMBA_CLUSTER(n)  // there are none, and the kernel is empty
-#else
-#define BAMBA_CLUSTER(n) __cluster_dims__(n)
-#endif
-
 // A block takes `whole` tiles in turns with the others, then `last` outputs. kHalves: first_half inputs are the first block's.
 template <bool kHalves, int kConsumers, int kRows>
 __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads, 1) BAMBA_CLUSTER(kHalves ? 2 : 1)
@@ -82,7 +62,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     PrefetchMap(&last_weights);
   }
   if constexpr (kHalves)
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    SyncCluster();
   else
     __syncthreads();
 
@@ -140,15 +120,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     }
 
     if constexpr (kHalves) {
-      if (half == 1) {
-        const uint32_t to = InFirstBlock(other), barrier = InFirstBlock(&other_half);
-#pragma unroll
-        for (int i = 0; i < kRows / 2; i += 4)
-          asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to + i / 4 * 128 * 16), "f"(total[i]),
-                       "f"(total[i + 1]), "f"(total[i + 2]), "f"(total[i + 3]), "r"(barrier)
-                       : "memory");
-        return;
-      }
+      if (half == 1) return SendToFirstBlock<kRows>(total, other, &other_half);
       BarrierWaitCluster(&other_half, 0);
 #pragma unroll
       for (int i = 0; i < kRows / 2; i += 4) {

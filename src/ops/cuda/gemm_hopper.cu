@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "ops/cuda/gemm_hopper.cuh"
 
@@ -10,13 +11,15 @@ namespace {
 
 constexpr int kConsumers = 2, kOutputs = 64 * kConsumers;  // warpgroups that multiply; outputs of a tile
 
-// A tile of kOutputs by kRows rows.
-template <int kRows>
+// A tile of kOutputs by kRows rows. kHalves: there are no more tiles than half the multiprocessors, so the two blocks of a cluster share one: each takes half of
+// the inputs (FirstHalf).
+template <int kRows, bool kHalves>
 struct Tiles {
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kWeights = kOutputs * kStageInputs * 2, kX = kRows * kStageInputs * 2, kStage = kWeights + kX;
-  static constexpr int kStages = std::min(8, 200 * 1024 / kStage);
-  static constexpr int kShared = kStages * kStage + kConsumers * 4 * kResultBytes<kRows> + 1024;  // stages are aligned to 1024 bytes within it
+  static constexpr int kOtherHalf = kHalves ? kOutputs * kRows * 4 : 0;
+  static constexpr int kStages = std::min(8, (200 * 1024 - kOtherHalf) / kStage);
+  static constexpr int kShared = kStages * kStage + kOtherHalf + kConsumers * 4 * kResultBytes<kRows> + 1024;  // stages are aligned to 1024 bytes within it
 };
 
 // Where the n-th tile lies: rows by rows within bands of kBand tiles, so that what the blocks read at a time stays in the cache.
@@ -32,25 +35,32 @@ struct Grid {
 #endif
 };
 
-// half: stages of the first half (FirstHalf). first_halves: [block][kConsumers][kRows / 8][128] of four sums.
-template <int kRows>
-__global__ void __launch_bounds__(Tiles<kRows>::kThreads, 1)
+// half: stages of the first half (FirstHalf). first_halves, of a block that does both: [block][kConsumers][kRows / 8][128] of four sums.
+template <int kRows, bool kHalves>
+__global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUSTER(kHalves ? 2 : 1)
     HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, const Grid grid, int half, float4* first_halves) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using T = Tiles<kRows>;
+  using T = Tiles<kRows, kHalves>;
   constexpr bool kMoveRegisters = kRows > 128;  // from the copying warps to the others
   extern __shared__ char shared[];
-  __shared__ uint64_t full[T::kStages], empty[T::kStages];
+  __shared__ uint64_t full[T::kStages], empty[T::kStages], other_half;
   LetNextBegin();
   char* const stages = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
-  const int count = static_cast<int>(DivideUp(p.in, kStageInputs)), group = static_cast<int>(threadIdx.x) / 128;
-  const int first_tile = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
+  const int all = static_cast<int>(DivideUp(p.in, kStageInputs)), group = static_cast<int>(threadIdx.x) / 128;
+  const int first_tile = static_cast<int>(blockIdx.x) / (kHalves ? 2 : 1), step = static_cast<int>(gridDim.x) / (kHalves ? 2 : 1);
+  // This block's inputs, in stages.
+  const int rank = kHalves ? RankInCluster() : 0, from = rank == 0 ? 0 : half, count = (kHalves && rank == 0 ? half : all) - from;
   if (threadIdx.x == 0) {
     for (int s = 0; s < T::kStages; s++) BarrierInit(&full[s], 1), BarrierInit(&empty[s], kConsumers * 4);
+    BarrierInit(&other_half, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    if constexpr (kHalves) BarrierExpect(&other_half, T::kOtherHalf);
   }
-  __syncthreads();
+  if constexpr (kHalves)
+    SyncCluster();
+  else
+    __syncthreads();
 
   if (group == 0) {
     if constexpr (kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -69,16 +79,16 @@ __global__ void __launch_bounds__(Tiles<kRows>::kThreads, 1)
         row *= kRows, output *= kOutputs;
         if (tile == first_tile) {
           // The weights of the first stages needn't wait for the kernel ahead.
-          for (s = 0; s < min(count, T::kStages); s++) copy_weights(s, s * kStageInputs, output);
+          for (s = 0; s < min(count, T::kStages); s++) copy_weights(s, (from + s) * kStageInputs, output);
           WaitForPrevious();
-          for (s = 0; s < min(count, T::kStages); s++) copy_x(s, s * kStageInputs, row);
+          for (s = 0; s < min(count, T::kStages); s++) copy_x(s, (from + s) * kStageInputs, row);
           stage = s;
         }
         for (; s < count; s++, stage++) {
           const int slot = stage % T::kStages;
           if (stage >= T::kStages) BarrierWait(&empty[slot], (stage / T::kStages - 1) & 1);
-          copy_weights(slot, s * kStageInputs, output);
-          copy_x(slot, s * kStageInputs, row);
+          copy_weights(slot, (from + s) * kStageInputs, output);
+          copy_x(slot, (from + s) * kStageInputs, row);
         }
       }
     }
@@ -91,13 +101,15 @@ __global__ void __launch_bounds__(Tiles<kRows>::kThreads, 1)
     const auto release = [&](int stage) {
       if (lane == 0) BarrierArrive(&empty[stage % T::kStages]);
     };
-    float* const result = reinterpret_cast<float*>(stages + T::kStages * T::kStage + (consumer * 4 + warp) * kResultBytes<kRows>);  // [row][output]
+    char* const results = stages + T::kStages * T::kStage;
+    float4* const other = reinterpret_cast<float4*>(results) + consumer * (kRows / 8 * 128) + threadIdx.x % 128;  // [kRows / 8][128]
+    float* const result = reinterpret_cast<float*>(results + T::kOtherHalf + (consumer * 4 + warp) * kResultBytes<kRows>);  // [row][output]
     int stage = 0;
     for (int tile = first_tile; tile < grid.count(); tile += step) {
       float total[kRows / 2] = {}, sum[kRows / 2] = {};
       float4* const saved = first_halves + (static_cast<int64_t>(blockIdx.x) * kConsumers + consumer) * (kRows / 8 * 128) + threadIdx.x % 128;
       for (int first = 0; first < count; first += kPieceStages) {
-        if (first == half) {
+        if (!kHalves && first == half) {
 #pragma unroll
           for (int i = 0; i < kRows / 2; i += 4) saved[i / 4 * 128] = {total[i], total[i + 1], total[i + 2], total[i + 3]};
 #pragma unroll
@@ -121,12 +133,18 @@ __global__ void __launch_bounds__(Tiles<kRows>::kThreads, 1)
 #pragma unroll
         for (int i = 0; i < kRows / 2; i++) total[i] += sum[i];
       }
-      if (half < count)
+      if constexpr (kHalves) {
+        if (rank == 1) return SendToFirstBlock<kRows>(total, other, &other_half);
+        BarrierWaitCluster(&other_half, 0);
+      }
+      if (kHalves || half < count) {
+        const float4* const there = kHalves ? other : saved;
 #pragma unroll
         for (int i = 0; i < kRows / 2; i += 4) {
-          const float4 v = saved[i / 4 * 128];
+          const float4 v = there[i / 4 * 128];
           total[i] += v.x, total[i + 1] += v.y, total[i + 2] += v.z, total[i + 3] += v.w;
         }
+      }
 
       int row, output;
       grid.Place(tile, &row, &output);
@@ -147,13 +165,13 @@ Encode Encoder() {
   return encode;
 }
 
-template <int kRows>
+template <int kRows, bool kHalves>
 void Run(State& state, const Product& p) {
-  using T = Tiles<kRows>;
+  using T = Tiles<kRows, kHalves>;
   const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows);
   const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, kOutputs))};
-  Launch(state, HopperKernel<kRows>, static_cast<unsigned>(std::min(grid.count(), state.sms())), T::kThreads, T::kShared, weights, x, p, grid,
-         static_cast<int>(DivideUp(FirstHalf(state, p), kStageInputs)), reinterpret_cast<float4*>(state.scratch()));
+  Launch(state, HopperKernel<kRows, kHalves>, static_cast<unsigned>(kHalves ? 2 * grid.count() : std::min(grid.count(), state.sms())), T::kThreads, T::kShared,
+         weights, x, p, grid, static_cast<int>(DivideUp(FirstHalf(state, p), kStageInputs)), reinterpret_cast<float4*>(state.scratch()));
 }
 
 }  // namespace
@@ -183,12 +201,16 @@ bool HasHopperProducts(const State& state) { return state.hopper() && Encoder() 
 void HopperProduct(State& state, const Product& p) {
   CHECK(p.rows < (int64_t{1} << 30) && p.out < (int64_t{1} << 30) && p.in < (int64_t{1} << 30));
   // The least rounds of blocks, each as long as what it reads or multiplies. Results don't depend on it.
-  const auto rounds = [&](int64_t outputs, int64_t rows) { return DivideUp(DivideUp(p.out, outputs) * DivideUp(p.rows, rows), state.sms()); };
-  const auto cost = [&](int64_t rows) { return rounds(128, rows) * (rows + 24); };
-  const int64_t least = std::min({cost(64), cost(128), cost(192)});
-  if (least == cost(192)) Run<192>(state, p);
-  else if (least == cost(128)) Run<128>(state, p);
-  else Run<64>(state, p);
+  const bool halves = FirstHalf(state, p) < p.in;
+  const auto tiles = [&](int64_t rows) { return DivideUp(p.out, kOutputs) * DivideUp(p.rows, rows); };
+  const auto cost = [&](int64_t rows) { return 2 * DivideUp(tiles(rows), state.sms()) * (rows + 24); };
+  const auto cost_of_halves = [&](int64_t rows) { return halves && 2 * tiles(rows) <= state.sms() ? rows + 24 : std::numeric_limits<int64_t>::max(); };
+  const int64_t least = std::min({cost(64), cost(128), cost(192), cost_of_halves(64), cost_of_halves(128)});
+  if (least == cost_of_halves(64)) Run<64, true>(state, p);
+  else if (least == cost_of_halves(128)) Run<128, true>(state, p);
+  else if (least == cost(192)) Run<192, false>(state, p);
+  else if (least == cost(128)) Run<128, false>(state, p);
+  else Run<64, false>(state, p);
 }
 
 }  // namespace bamba::cuda

@@ -16,6 +16,12 @@ CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, in
 // The same, `boxes` side by side at a time, which come one after the other; `in` is a multiple of a stage's inputs.
 CUtensorMap MapOfBoxes(const void* data, int64_t rows, int64_t in, int64_t stride, int box, int boxes);
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define BAMBA_CLUSTER(n)  // there are none, and the kernel is empty
+#else
+#define BAMBA_CLUSTER(n) __cluster_dims__(n)
+#endif
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count) : "memory");
@@ -55,6 +61,27 @@ __device__ __forceinline__ void BarrierWaitCluster(uint64_t* barrier, int parity
 }
 // The first copy needn't wait for its map then.
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+__device__ __forceinline__ int RankInCluster() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void SyncCluster() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// A thread's sums to where the cluster's first block has what lies at `to` in this one, every fourth 128 further on; its barrier counts their bytes.
+template <int kRows>
+__device__ __forceinline__ void SendToFirstBlock(const float (&sums)[kRows / 2], const float4* to, const uint64_t* barrier) {
+  const auto there = [](const void* p) {
+    uint32_t at;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(at) : "r"(SharedAddress(p)));
+    return at;
+  };
+  const uint32_t first = there(to), counts = there(barrier);
+#pragma unroll
+  for (int i = 0; i < kRows / 2; i += 4)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(first + i / 4 * 128 * 16), "f"(sums[i]),
+                 "f"(sums[i + 1]), "f"(sums[i + 2]), "f"(sums[i + 3]), "r"(counts)
+                 : "memory");
+}
 // A box of the matrix behind `map`, from input k and row `row` on.
 __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
