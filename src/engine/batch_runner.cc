@@ -14,6 +14,10 @@ int64_t ReplayedRows(int64_t rows) {
   return (rows + step - 1) / step * step;
 }
 
+bool AnyLogprobs(std::span<const Choice> choices) {
+  return std::any_of(choices.begin(), choices.end(), [](const Choice& choice) { return choice.top_logprobs >= 0; });
+}
+
 PoolSize PoolOn(const Model& model, PoolSize pool, const Execution& execution) {
   pool.inputs = ActivationDtype(model, execution);
   return pool;
@@ -29,15 +33,19 @@ BatchRunner::BatchRunner(const Model& model, PoolSize pool, BatchSize size, cons
       pool_(model.config, PoolOn(model, pool, execution), execution.accelerator) {
   Context& ctx = runtime_.context();
   logits_ = ctx.WideTemp({size.scored, model.config.vocab}), hidden_ = ctx.Temp({size.rows, model.config.dim});
-  const auto tokens_bytes = static_cast<size_t>(size.scored) * sizeof(int32_t);
+  const auto scored = static_cast<size_t>(size.scored), tokens_bytes = scored * sizeof(int32_t);
   if (accelerator_) {
     device_tokens_ = ctx.workspace->Take(Dtype::kI32, {size.scored}).as<int32_t>();
+    device_parts_ = static_cast<LogprobParts*>(ctx.workspace->Take(Dtype::kI32, {size.scored, sizeof(LogprobParts) / sizeof(int32_t)}).data());
+    host_parts_ = Pinned(accelerator_->AllocateHost(2 * scored * sizeof(LogprobParts)), Unpin{accelerator_});
+    queued_[0].parts = static_cast<LogprobParts*>(host_parts_.get()), queued_[1].parts = queued_[0].parts + size.scored;
     host_tokens_ = Pinned(accelerator_->AllocateHost(2 * tokens_bytes), Unpin{accelerator_});
     host_row_ = Pinned(accelerator_->AllocateHost(logits_.Rows(0, 1).bytes()), Unpin{accelerator_});
     host_logits_ = Buffer(logits_.bytes());
     batch_.chosen = device_tokens_;
   } else {
-    cpu_tokens_.resize(2 * static_cast<size_t>(size.scored));
+    cpu_tokens_.resize(2 * scored);
+    for (Queued& queued : queued_) queued.logprobs.resize(scored);
   }
   int32_t* const tokens = accelerator_ ? static_cast<int32_t*>(host_tokens_.get()) : cpu_tokens_.data();
   queued_[0].tokens = tokens, queued_[1].tokens = tokens + size.scored;
@@ -97,22 +105,26 @@ int64_t BatchRunner::Compute() {
   const int64_t padded = replays ? std::ssize(*batch_.wanted) : scored, padded_now = std::min(padded, size_.scored);
   const bool chooses = accelerator_ && !batch_.choices.empty();
   if (chooses) batch_.choices.resize(static_cast<size_t>(padded));
+  const bool logprobs = AnyLogprobs(batch_.choices);
+  const bool edits = std::any_of(batch_.choices.begin(), batch_.choices.end(), [](const Choice& choice) { return choice.edits > 0; });
   const bool likeliest = std::all_of(batch_.choices.begin(), batch_.choices.end(), [](const Choice& choice) { return choice.temperature == 0; });
   const auto step = [&] {
     Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, padded));
     const Tensor logits = logits_.Rows(0, padded_now);
     if (padded_now > 0) Logits(ctx, model_.config, model_.weights, hidden_.Rows(0, padded_now), logits);
+    if (edits) accelerator_->Edit(logits, device_tokens_);
     if (chooses) likeliest ? accelerator_->ArgMax(logits, device_tokens_) : accelerator_->Choose(logits, device_tokens_);
+    if (logprobs) accelerator_->Logprobs(logits, device_tokens_, device_parts_);
   };
   if (replays) {
     ops::Begin(ctx, batch_);
-    const int kind = !chooses ? 0 : likeliest ? 1 : 2;
-    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) >> 4 << 24 ^ static_cast<uint64_t>(padded << 2 | kind), step);
+    const int kind = (!chooses ? 0 : likeliest ? 1 : 2) + (edits ? 4 : 0) + (logprobs ? 8 : 0);
+    accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) >> 4 << 24 ^ static_cast<uint64_t>(padded << 4 | kind), step);
   } else {
     step();
   }
   for (size_t i = 0; i < sequences_.size(); i++) StatePool::Advance(*sequences_[i], batch_.sequences[i].rows);
-  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear(), batch_.choices.clear();
+  batch_.tokens.clear(), batch_.sequences.clear(), sequences_.clear(), batch_.wanted->clear(), batch_.choices.clear(), batch_.edits = {};
   unscored_row_ = now, unscored_ = scored - now;
   return now;
 }
@@ -126,19 +138,27 @@ Tensor BatchRunner::ToHost(const Tensor& logits) {
 
 Tensor BatchRunner::Run() { return ToHost(logits_.Rows(0, Compute())); }
 
-void BatchRunner::Queue(std::span<const Choice> choices) {
+void BatchRunner::Queue(std::span<const Choice> choices, std::span<const LogitEdit> edits) {
   CHECK_MSG(queued_count_ - arrived_count_ < 2, "{} batches are queued", queued_count_ - arrived_count_);
   CHECK_MSG(choices.size() == batch_.wanted->size() && std::ssize(choices) <= size_.scored, "{} choices for {} rows", choices.size(), batch_.wanted->size());
-  batch_.choices.assign(choices.begin(), choices.end());
+  if (accelerator_) batch_.choices.assign(choices.begin(), choices.end()), batch_.edits = edits;
   Queued& queued = queued_[queued_count_ % 2];
   queued.rows = Compute();
   if (accelerator_) {
     accelerator_->DownloadLater(queued.tokens, device_tokens_, static_cast<size_t>(queued.rows) * sizeof(int32_t));
+    if (AnyLogprobs(choices)) accelerator_->DownloadLater(queued.parts, device_parts_, static_cast<size_t>(queued.rows) * sizeof(LogprobParts));
     queued.arrived = accelerator_->Mark();
   } else {
     const auto vocab = static_cast<size_t>(logits_.cols());
-    for (int64_t i = 0; i < queued.rows; i++)
-      queued.tokens[i] = Sampler::Choose(choices[static_cast<size_t>(i)], {logits_.Row<float>(i), vocab}, sampler_space_);
+    const int32_t* const before = queued_[(queued_count_ + 1) % 2].tokens;
+    for (int64_t i = 0; i < queued.rows; i++) {
+      const Choice& choice = choices[static_cast<size_t>(i)];
+      const std::span<const float> row(logits_.Row<float>(i), vocab);
+      const int32_t awaited = choice.awaited >= 0 ? std::max(0, before[choice.awaited]) : -1;
+      queued.tokens[i] =
+          Sampler::Choose(choice, edits.subspan(static_cast<size_t>(choice.first_edit), static_cast<size_t>(choice.edits)), awaited, row, sampler_space_);
+      if (choice.top_logprobs >= 0 && queued.tokens[i] >= 0) queued.logprobs[static_cast<size_t>(i)] = Logprobs(row, queued.tokens[i], choice.top_logprobs);
+    }
   }
   queued_count_++;
 }
@@ -148,6 +168,11 @@ std::span<const int32_t> BatchRunner::Arrive() {
   const Queued& queued = queued_[arrived_count_++ % 2];
   if (accelerator_) accelerator_->WaitFor(queued.arrived);
   return {queued.tokens, static_cast<size_t>(queued.rows)};
+}
+
+TokenLogprobs BatchRunner::LogprobsOf(int64_t row, int64_t top) const {
+  const Queued& arrived = queued_[(arrived_count_ + 1) % 2];
+  return accelerator_ ? Logprobs(arrived.parts[row], arrived.tokens[row], std::min(top, logits_.cols())) : arrived.logprobs[static_cast<size_t>(row)];
 }
 
 std::span<const float> BatchRunner::LogitsOf(int64_t row) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/logprobs.h"
 #include "engine/plan.h"
 #include "engine/runtime.h"
 #include "engine/sampler.h"
@@ -44,10 +45,12 @@ class BatchRunner {
 
   // The same, but chooses a token for each scored row (of which there are BatchSize::scored at most) where the model runs, and doesn't wait. At most two
   // batches are queued whose tokens have not arrived.
-  void Queue(std::span<const Choice> choices);
+  void Queue(std::span<const Choice> choices, std::span<const LogitEdit> edits);
   // Waits for the tokens of the batch that was queued first of these; −1 where a logit isn't finite. Valid until the next Queue.
   std::span<const int32_t> Arrive();
-  // All logits of one of the scored rows of the batch that was queued last, in the host's memory; valid until the next call.
+  // Of a token that arrived last, where its choice asks for them.
+  TokenLogprobs LogprobsOf(int64_t row, int64_t top) const;
+  // All logits of one of the scored rows of the batch that was queued last, in the host's memory; valid until the next call. Of a row without edits.
   std::span<const float> LogitsOf(int64_t row);
 
  private:
@@ -76,11 +79,14 @@ class BatchRunner {
     int64_t rows = 0;
     uint64_t arrived = 0;  // a mark
     int32_t* tokens = nullptr;
+    LogprobParts* parts = nullptr;
+    std::vector<TokenLogprobs> logprobs;  // where the CPU chooses
   };
   Queued queued_[2];
   int64_t queued_count_ = 0, arrived_count_ = 0;
   int32_t* device_tokens_ = nullptr;
-  Pinned host_tokens_;
+  LogprobParts* device_parts_ = nullptr;
+  Pinned host_tokens_, host_parts_;
   std::vector<int32_t> cpu_tokens_;
   SamplerSpace sampler_space_;  // where the CPU chooses
   Batch batch_;

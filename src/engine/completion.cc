@@ -51,28 +51,34 @@ Completion::Completion(const Request& request, const Listener& listener, int ind
   result_.text.reserve(8 * tokens);
 }
 
-std::optional<Choice> Completion::ChoiceAt(int64_t position, int64_t more) const {
-  const bool may_end = static_cast<int64_t>(result_.tokens.size()) + more >= request_.min_tokens;
-  if (!(may_end || last_tokens_.empty()) || request_.top_logprobs || request_.prompt_logprobs) return std::nullopt;
-  return sampler_.ChoiceAt(static_cast<uint64_t>(position));
+// What must not follow `chosen` tokens.
+std::span<const int32_t> Completion::NeverAt(int64_t chosen) const { return chosen >= request_.min_tokens ? std::span<const int32_t>() : last_tokens_; }
+
+Choice Completion::ChoiceAt(int64_t position, int64_t awaited, std::vector<LogitEdit>& edits) const {
+  Choice choice = sampler_.ChoiceAt(static_cast<uint64_t>(position), NeverAt(std::ssize(result_.tokens) + (awaited >= 0 ? 1 : 0)), awaited, edits);
+  choice.top_logprobs = request_.top_logprobs.value_or(-1);
+  return choice;
 }
 
 bool Completion::Choose(std::span<const float> logits, int64_t position, SamplerSpace& space) {
-  const auto chosen = static_cast<int64_t>(result_.tokens.size());
-  if (chosen >= room_) return false;
-  return Accept(sampler_.Sample(logits, static_cast<uint64_t>(position), space, chosen >= request_.min_tokens ? std::span<const int32_t>() : last_tokens_),
-                logits);
+  if (left() <= 0) return false;
+  const int32_t token = sampler_.Sample(logits, static_cast<uint64_t>(position), space, NeverAt(std::ssize(result_.tokens)));
+  return Accept(token, request_.top_logprobs ? Logprobs(logits, token, *request_.top_logprobs) : TokenLogprobs());
 }
 
-bool Completion::Take(int32_t token) { return left() > 0 && Accept(token, {}); }
+bool Completion::Take(int32_t token, TokenLogprobs logprobs) {
+  if (left() <= 0) return false;
+  sampler_.Count(token);
+  return Accept(token, std::move(logprobs));
+}
 
 // The token becomes part of the text, or ends it.
-bool Completion::Accept(int32_t token, std::span<const float> logits) {
+bool Completion::Accept(int32_t token, TokenLogprobs logprobs) {
   const auto chosen = [&] { return static_cast<int64_t>(result_.tokens.size()); };
   const bool may_end = chosen() >= request_.min_tokens;
   if (may_end && Contains(last_tokens_, token)) return End(!request_.ignore_eos && Contains(ends_, token) ? FinishReason::kEos : FinishReason::kStop), false;
   result_.tokens.push_back(token);
-  if (request_.top_logprobs) result_.logprobs.push_back(Logprobs(logits, token, *request_.top_logprobs));
+  if (request_.top_logprobs) result_.logprobs.push_back(std::move(logprobs));
   const std::string piece = decoder_ ? decoder_->Push(token) : " " + std::to_string(token);
   Show(may_end ? filter_.Push(piece) : piece);
   if (filter_.stopped()) return End(FinishReason::kStop), false;

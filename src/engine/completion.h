@@ -28,10 +28,12 @@ class Completion {
   // The token that follows `position` tokens. True: it is part of the text, which goes on after it; false: the text is over.
   bool Choose(std::span<const float> logits, int64_t position, SamplerSpace& space);
 
-  // How Choose would choose the token that follows `position` tokens, `more` tokens from now on, where that can be told without knowing them and without the
-  // host's looking at the logits. What was chosen then goes to Take, which does the rest.
-  std::optional<Choice> ChoiceAt(int64_t position, int64_t more) const;
-  bool Take(int32_t token);
+  // Whether tokens can be chosen without the host's looking at the logits.
+  bool HasChoices() const { return request_.top_logprobs.value_or(0) <= kMostTopLogprobs && !request_.prompt_logprobs && sampler_.HasChoices(); }
+  // How Choose would choose the token that follows `position` tokens; see Sampler::ChoiceAt. What was chosen then goes to Take, with its log probabilities
+  // where the choice asks for them, which does the rest.
+  Choice ChoiceAt(int64_t position, int64_t awaited, std::vector<LogitEdit>& edits) const;
+  bool Take(int32_t token, TokenLogprobs logprobs);
 
   // Tokens that may still be chosen.
   int64_t left() const { return room_ - static_cast<int64_t>(result_.tokens.size()); }
@@ -48,7 +50,8 @@ class Completion {
   Generation& result() { return result_; }
 
  private:
-  bool Accept(int32_t token, std::span<const float> logits);
+  std::span<const int32_t> NeverAt(int64_t chosen) const;
+  bool Accept(int32_t token, TokenLogprobs logprobs);
   void Show(const std::string& piece);
 
   const Request& request_;

@@ -112,7 +112,7 @@ Engine::Engine(const Model& model, const Tokenizer* tokenizer, EngineOptions opt
       ends_(Ends(model.config, tokenizer)),
       free_{.slots = pool_size_.slots, .pages = pool_size_.pages} {
   const auto sequences = static_cast<size_t>(options_.sequences);
-  running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences), choices_.reserve(sequences);
+  running_.reserve(sequences), unread_.reserve(sequences), rows_.reserve(sequences), choices_.reserve(sequences), edits_.reserve(kMostEdits);
   for (auto& flight : flights_) flight.reserve(sequences);
 }
 
@@ -315,8 +315,7 @@ bool Engine::Chooses() const {
   const bool ahead = options_.ahead.value_or(options_.execution.accelerator != nullptr);
   return std::all_of(running_.begin(), running_.end(), [&](const auto& text) {
     if (ahead || options_.execution.accelerator) return !text->job->request.prompt_logprobs || text->prompt_read;
-    const auto choice = text->completion.ChoiceAt(0, 0);
-    return choice && choice->temperature == 0;
+    return text->completion.HasChoices() && text->job->request.sampling.temperature == 0;
   });
 }
 
@@ -331,7 +330,7 @@ bool Engine::GoesAhead() const {
     const bool waits = text->row >= 0, forks = !text->prompt_read && text->job->request.completions > 1;
     if (text->job->session || (waits ? forks : text->unread.empty())) return false;
     if (waits && text->completion.left() <= 1) continue;
-    if (!text->completion.ChoiceAt(0, waits ? 1 : 0)) return false;
+    if (!text->completion.HasChoices()) return false;
     any = true;
   }
   return any;
@@ -340,18 +339,22 @@ bool Engine::GoesAhead() const {
 void Engine::QueueBatch() {
   AddRows();
   std::vector<Row>& flight = flights_[queued_ % 2];
-  flight.clear(), choices_.clear();
+  flight.clear(), choices_.clear(), edits_.clear();
   for (size_t i = 0; i < running_.size(); i++) {
     Text& text = *running_[i];
-    const int64_t waits = text.row >= 0 ? 1 : 0, position = text.sequence.position + rows_[i];
-    text.row = -1;
+    const int64_t awaited = std::exchange(text.row, -1), position = text.sequence.position + rows_[i];
     if (rows_[i] == 0 || !text.unread.empty()) continue;
-    const auto choice = text.completion.ChoiceAt(position, waits);
     text.row = std::ssize(flight);
-    flight.push_back({.text = &text, .position = position, .chosen = choice.has_value()});
-    choices_.push_back(choice.value_or(Choice{}));
+    // Further completions need the logits.
+    Row row{.text = &text, .position = position, .chosen = text.completion.HasChoices() && (text.prompt_read || text.job->request.completions == 1)};
+    Choice choice;
+    if (row.chosen) {
+      choice = text.completion.ChoiceAt(position, awaited, edits_);
+      if (std::ssize(edits_) > kMostEdits) edits_.resize(static_cast<size_t>(choice.first_edit)), choice = {}, row.chosen = false;
+    }
+    flight.push_back(row), choices_.push_back(choice);
   }
-  runner_.Queue(choices_);
+  runner_.Queue(choices_, edits_);
   queued_++;
 }
 
@@ -362,14 +365,16 @@ void Engine::TakeTokens() {
     if (!flight[i].text) continue;
     Text& text = *flight[i].text;
     if (arrived_ == queued_) text.row = -1;
-    Next next{.position = flight[i].position, .token = {}, .logits = {}};
+    Next next{.position = flight[i].position, .token = {}, .logits = {}, .logprobs = {}};
     const size_t forks = running_.size();
-    const bool forked = !text.prompt_read && text.job->request.completions > 1;
-    if (!flight[i].chosen || forked) next.logits = runner_.LogitsOf(static_cast<int64_t>(i));
+    if (flight[i].chosen) {
+      next.token = tokens[i];
+      if (text.job->request.top_logprobs && tokens[i] >= 0) next.logprobs = runner_.LogprobsOf(static_cast<int64_t>(i), *text.job->request.top_logprobs);
+    } else {
+      next.logits = runner_.LogitsOf(static_cast<int64_t>(i));
+    }
     if (!text.prompt_read) ForkCompletions(text);
-    Next first = next;
-    if (flight[i].chosen) first.token = tokens[i];
-    Continue(text, first);
+    Continue(text, next);
     for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], next);
   }
 }
@@ -406,7 +411,7 @@ void Engine::RunBatch() {
     if (text.over) continue;
     const size_t forks = running_.size();
     if (!text.prompt_read) ForkCompletions(text);
-    const Next next{.position = text.sequence.position, .token = {}, .logits = row};
+    const Next next{.position = text.sequence.position, .token = {}, .logits = row, .logprobs = {}};
     Continue(text, next);
     for (size_t fork = forks; fork < running_.size(); fork++) Continue(*running_[fork], next);
   }
@@ -433,7 +438,7 @@ bool Engine::Guarded(const Body& body) {
   }
 }
 
-void Engine::Continue(Text& text, const Next& next) {
+void Engine::Continue(Text& text, Next next) {
   Generation& result = text.completion.result();
   if (!text.prompt_read) {
     text.prompt_read = Clock::now();
@@ -443,7 +448,9 @@ void Engine::Continue(Text& text, const Next& next) {
   }
   if (next.token ? !CheckFinite(text, *next.token, next.position - 1) : !CheckFinite(text, next.logits, next.position - 1)) return;
   bool goes_on = false;
-  text.quiet = !Guarded([&] { goes_on = next.token ? text.completion.Take(*next.token) : text.completion.Choose(next.logits, next.position, sampler_space_); });
+  text.quiet = !Guarded([&] {
+    goes_on = next.token ? text.completion.Take(*next.token, std::move(next.logprobs)) : text.completion.Choose(next.logits, next.position, sampler_space_);
+  });
   if (text.quiet) text.completion.End(FinishReason::kInterrupted);
   text.over = !goes_on;
   if (text.over) return;

@@ -106,8 +106,9 @@ class Engine {
     int64_t position;
     std::optional<int32_t> token;
     std::span<const float> logits;
+    TokenLogprobs logprobs;  // of the token, where the request asks
   };
-  void Continue(Text& text, const Next& next);
+  void Continue(Text& text, Next next);
   void RemoveEnded();
   void Tell(const Job& job, int index, Generation generation);
   void WarnOfLength(int64_t position);
@@ -141,6 +142,7 @@ class Engine {
   int64_t queued_ = 0, arrived_ = 0;
   // Of the present step:
   std::vector<Choice> choices_;
+  std::vector<LogitEdit> edits_;
   std::vector<Demand> demands_;         // of the waiting requests
   std::vector<int64_t> unread_, rows_;  // of the running texts
   std::exception_ptr thrown_;           // by a listener

@@ -4,6 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "ops/batch.h"
+
 namespace bamba {
 
 struct Logprob {
@@ -22,5 +24,7 @@ double LogSumExp(std::span<const float> logits);
 
 // The log probabilities of token `id` and of the `top` likeliest tokens (all of a smaller vocabulary).
 TokenLogprobs Logprobs(std::span<const float> logits, int32_t id, int64_t top);
+// The same of what an accelerator found out of a row (Accelerator::Logprobs).
+TokenLogprobs Logprobs(const LogprobParts& parts, int32_t id, int64_t top);
 
 }  // namespace bamba

@@ -51,7 +51,7 @@ size_t StepWorkspace(const Model& model, int64_t rows, int64_t scored, const Exe
   const auto step = [&](Context& ctx) {
     States none;
     Tensor logits = ctx.WideTemp({scored, model.config.vocab}), hidden = ctx.Temp({rows, model.config.dim});
-    if (execution.accelerator) ctx.workspace->Take(Dtype::kI32, {scored});
+    if (execution.accelerator) ctx.workspace->Take(Dtype::kI32, {scored}), ctx.workspace->Take(Dtype::kI32, {scored, sizeof(LogprobParts) / sizeof(int32_t)});
     Forward(ctx, model.config, model.weights, StatelessBatch(std::vector<int32_t>(static_cast<size_t>(rows))), none, hidden);
     Logits(ctx, model.config, model.weights, hidden.Rows(0, scored), logits);
   };

@@ -92,37 +92,46 @@ std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> x, std::array<uint32_t, 2
 }
 
 Sampler::Sampler(const Sampling& sampling, std::span<const int32_t> prompt, int64_t distinct) : sampling_(sampling) {
+  const auto by_id = [](const LogitEdit& a, const LogitEdit& b) { return a.id < b.id; };
+  if (sampling.repetition_penalty == 1) prompt = {};
+  edits_.reserve(sampling.logit_bias.size() + prompt.size() + (counts() ? static_cast<size_t>(distinct) : 0));
+  for (const auto& [id, bias] : sampling.logit_bias) edits_.push_back({id, -1, bias});
+  for (int32_t id : prompt) edits_.push_back({id, 0, 0});
+  std::sort(edits_.begin(), edits_.end(), by_id);
+  size_t n = 0;
+  for (const LogitEdit& edit : edits_) {
+    if (n == 0 || edits_[n - 1].id != edit.id)
+      edits_[n++] = edit;
+    else
+      edits_[n - 1].bias += edit.bias, edits_[n - 1].output = std::max(edits_[n - 1].output, edit.output);
+  }
+  edits_.resize(n);
+}
+
+LogitEdit& Sampler::Find(int32_t id) {
+  const auto at = std::lower_bound(edits_.begin(), edits_.end(), id, [](const LogitEdit& edit, int32_t sought) { return edit.id < sought; });
+  return at != edits_.end() && at->id == id ? *at : *edits_.insert(at, {id, -1, 0});
+}
+
+void Sampler::Count(int32_t token) {
   if (!counts()) return;
-  std::vector<int32_t> ids(prompt.begin(), prompt.end());
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  seen_.reserve(ids.size() + static_cast<size_t>(distinct));
-  for (int32_t id : ids) seen_.push_back({id, 0});
+  LogitEdit& edit = Find(token);
+  edit.output = std::max(edit.output, 0) + 1;
 }
 
-Sampler::Seen& Sampler::Find(int32_t id) {
-  const auto at = std::lower_bound(seen_.begin(), seen_.end(), id, [](const Seen& seen, int32_t sought) { return seen.id < sought; });
-  return at != seen_.end() && at->id == id ? *at : *seen_.insert(at, {id, 0});
-}
-
-// The logits with bias and penalties; what would leave the range of f32 stays at its end.
-std::span<const float> Sampler::Adjust(std::span<const float> logits, std::span<const int32_t> never, SamplerSpace& space) const {
-  if (sampling_.logit_bias.empty() && seen_.empty() && never.empty()) return logits;
+// The logits with bias and penalties.
+std::span<const float> Sampler::Adjust(const Choice& choice, std::span<const LogitEdit> edits, int32_t awaited, std::span<const float> logits,
+                                       SamplerSpace& space) {
+  if (edits.empty()) return logits;
   std::vector<float>& adjusted = space.logits_;
   adjusted.assign(logits.begin(), logits.end());
-  const auto set = [&](int32_t id, double value) {
-    constexpr double kMost = std::numeric_limits<float>::max();
-    adjusted[static_cast<size_t>(id)] = static_cast<float>(value == kNever ? value : std::clamp(value, -kMost, kMost));
-  };
-  for (const auto& [id, bias] : sampling_.logit_bias) set(id, adjusted[static_cast<size_t>(id)] + bias);
-  for (const Seen& seen : seen_) {
-    double x = adjusted[static_cast<size_t>(seen.id)];
-    x = x > 0 ? x / sampling_.repetition_penalty : x * sampling_.repetition_penalty;
-    if (seen.output > 0) x -= sampling_.presence_penalty + static_cast<double>(seen.output) * sampling_.frequency_penalty;
-    set(seen.id, x);
+  bool known = choice.awaited < 0;
+  for (LogitEdit edit : edits) {
+    if (choice.awaited >= 0 && edit.id == awaited) edit.output = std::max(edit.output, 0) + 1, known = true;
+    const auto i = static_cast<size_t>(edit.id);
+    if (i < adjusted.size()) adjusted[i] = Edited(logits[i], edit, choice);
   }
-  for (int32_t id : never)
-    if (static_cast<size_t>(id) < adjusted.size()) set(id, kNever);
+  if (!known) adjusted[static_cast<size_t>(awaited)] = Edited(logits[static_cast<size_t>(awaited)], {awaited, 1, 0}, choice);
   return adjusted;
 }
 
@@ -145,6 +154,7 @@ void Sampler::Weigh(std::span<SamplerSpace::Candidate> candidates) {
 }
 
 int32_t Sampler::Draw(const Choice& choice, double typical_p, std::span<const float> logits, SamplerSpace& space) {
+  if (choice.temperature == 0) return static_cast<int32_t>(std::find(logits.begin(), logits.end(), Max(logits)) - logits.begin());
   if (space.candidates_.size() < logits.size()) space.candidates_.resize(logits.size()), space.border_.reserve(logits.size());
   size_t n = 0;
   const double best = Max(logits);
@@ -186,31 +196,48 @@ int32_t Sampler::Draw(const Choice& choice, double typical_p, std::span<const fl
 
 int32_t Sampler::Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never) {
   CHECK(!logits.empty());
-  const std::span<const float> adjusted = Adjust(logits, never, space);
-  const float best = Max(adjusted);
-  CHECK_MSG(best > kNever, "no token is left to choose of {}", logits.size());
-  const int32_t chosen = sampling_.temperature > 0 ? Draw(AsChoice(step), sampling_.typical_p, adjusted, space)
-                                                   : static_cast<int32_t>(std::find(adjusted.begin(), adjusted.end(), best) - adjusted.begin());
-  if (counts()) Find(chosen).output++;
+  space.edits_.clear(), space.edits_.reserve(edits_.capacity() + never.size());
+  const Choice choice = ChoiceAt(step, never, -1, space.edits_);
+  const std::span<const float> adjusted = Adjust(choice, space.edits_, -1, logits, space);
+  CHECK_MSG(Max(adjusted) > kNever, "no token is left to choose of {}", logits.size());
+  const int32_t chosen = Draw(choice, sampling_.typical_p, adjusted, space);
+  Count(chosen);
   return chosen;
 }
 
-Choice Sampler::AsChoice(uint64_t step) const {
-  return {.temperature = sampling_.temperature, .top_p = sampling_.top_p, .min_p = sampling_.min_p, .uniform = Uniform(step), .top_k = sampling_.top_k};
-}
-
-std::optional<Choice> Sampler::ChoiceAt(uint64_t step) const {
-  if (!sampling_.logit_bias.empty() || counts()) return std::nullopt;
+bool Sampler::HasChoices() const {
   const double temperature = sampling_.temperature;
-  if (temperature == 0) return Choice{};
-  if (sampling_.typical_p < 1 || sampling_.top_k > kMostTopK || temperature < 1e-30 || temperature > 1e30) return std::nullopt;
-  return AsChoice(step);
+  return temperature == 0 || (sampling_.typical_p >= 1 && sampling_.top_k <= kMostTopK && temperature >= 1e-30 && temperature <= 1e30);
 }
 
-int32_t Sampler::Choose(const Choice& choice, std::span<const float> logits, SamplerSpace& space) {
+Choice Sampler::ChoiceAt(uint64_t step, std::span<const int32_t> never, int64_t awaited, std::vector<LogitEdit>& edits) const {
+  const auto first = std::ssize(edits);
+  edits.insert(edits.end(), edits_.begin(), edits_.end());
+  for (int32_t id : never) {
+    const auto same = std::find_if(edits.begin() + first, edits.end(), [&](const LogitEdit& edit) { return edit.id == id; });
+    if (same != edits.end())
+      same->bias = kNever;
+    else
+      edits.push_back({id, -1, kNever});
+  }
+  if (!counts()) awaited = -1;
+  if (awaited >= 0) edits.push_back({-1, -1, 0});
+  return {.temperature = sampling_.temperature,
+          .top_p = sampling_.top_p,
+          .min_p = sampling_.min_p,
+          .uniform = sampling_.temperature > 0 ? Uniform(step) : 0,
+          .top_k = sampling_.top_k,
+          .repetition_penalty = sampling_.repetition_penalty,
+          .presence_penalty = sampling_.presence_penalty,
+          .frequency_penalty = sampling_.frequency_penalty,
+          .first_edit = first,
+          .edits = std::ssize(edits) - first,
+          .awaited = awaited};
+}
+
+int32_t Sampler::Choose(const Choice& choice, std::span<const LogitEdit> edits, int32_t awaited, std::span<const float> logits, SamplerSpace& space) {
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) return -1;
-  if (choice.temperature > 0) return Draw(choice, 1, logits, space);
-  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), Max(logits)) - logits.begin());
+  return Draw(choice, 1, Adjust(choice, edits, awaited, logits, space), space);
 }
 
 }  // namespace bamba

@@ -52,6 +52,7 @@ class SamplerSpace {
     double weight;  // e^x: the probability up to a common factor
   };
   std::vector<float> logits_;
+  std::vector<LogitEdit> edits_;
   std::vector<Candidate> candidates_, border_;
   std::vector<double> sums_;
 };
@@ -67,29 +68,29 @@ class Sampler {
   // before it may end (ids outside the vocabulary there are nothing to choose anyway). At least one token must be left.
   int32_t Sample(std::span<const float> logits, uint64_t step, SamplerSpace& space, std::span<const int32_t> never = {});
 
-  // The choice that Sample makes at this place of the text, where it looks at nothing but the logits and is of a kind that a GPU makes too
-  // (Accelerator::Choose).
-  std::optional<Choice> ChoiceAt(uint64_t step) const;
-  // Makes it. −1 where a logit isn't finite.
-  static int32_t Choose(const Choice& choice, std::span<const float> logits, SamplerSpace& space);
+  // Whether the choices are of a kind that a GPU makes too (Accelerator::Edit and Choose).
+  bool HasChoices() const;
+  // The choice that Sample makes at this place of the text, its edits appended to `edits`; or, where it isn't −1, makes once the token that row `awaited` of
+  // the batch before chooses has been counted.
+  Choice ChoiceAt(uint64_t step, std::span<const int32_t> never, int64_t awaited, std::vector<LogitEdit>& edits) const;
+  // Makes it. −1 where a logit isn't finite. `awaited`: that token, where the choice awaits one.
+  static int32_t Choose(const Choice& choice, std::span<const LogitEdit> edits, int32_t awaited, std::span<const float> logits, SamplerSpace& space);
+  // What was chosen so counts as output from now on.
+  void Count(int32_t token);
 
   const Sampling& sampling() const { return sampling_; }
 
  private:
-  struct Seen {
-    int32_t id;
-    int64_t output;  // times in the output
-  };
   bool counts() const { return sampling_.repetition_penalty != 1 || sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0; }
-  Seen& Find(int32_t id);
-  std::span<const float> Adjust(std::span<const float> logits, std::span<const int32_t> never, SamplerSpace& space) const;
+  LogitEdit& Find(int32_t id);
+  static std::span<const float> Adjust(const Choice& choice, std::span<const LogitEdit> edits, int32_t awaited, std::span<const float> logits,
+                                       SamplerSpace& space);
   static void Weigh(std::span<SamplerSpace::Candidate> candidates);
   static int32_t Draw(const Choice& choice, double typical_p, std::span<const float> logits, SamplerSpace& space);
   double Uniform(uint64_t step) const;
-  Choice AsChoice(uint64_t step) const;
 
   Sampling sampling_;
-  std::vector<Seen> seen_;  // by id; empty where no penalty asks for it
+  std::vector<LogitEdit> edits_;  // of biased tokens and, where a penalty asks for them, of those seen; by id
 };
 
 }  // namespace bamba

@@ -86,7 +86,7 @@ class Player {
       return;
     }
     choices_.resize(static_cast<size_t>(call.scored));
-    runner_.Queue(choices_);
+    runner_.Queue(choices_, {});
     if (++queued_ == 2 || test_.generate == 0) Arrive();  // texts go on before their tokens are known, as in the engine
   }
 

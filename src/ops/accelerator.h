@@ -39,10 +39,16 @@ class Accelerator : public DeviceMemory {
   // Numbers (f32, bf16, f16) drawn evenly from [low, high), a function of the seed.
   virtual void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) = 0;
 
+  // Makes row i's logits (f32) what choices[i] and the edits of the batch want them to be, for ArgMax and Choose. `chosen` (in its memory): the tokens that the
+  // batch before chose. What isn't finite stays.
+  virtual void Edit(const Tensor& logits, const int32_t* chosen) = 0;
   // tokens[i] (in its memory): the id of the largest of row i's logits (f32), the lowest id among equals; −1 where one isn't finite.
   virtual void ArgMax(const Tensor& logits, int32_t* tokens) = 0;
   // The same, but of row i as choices[i] of the batch says: what engine/sampler.h's Sampler would choose, always.
   virtual void Choose(const Tensor& logits, int32_t* tokens) = 0;
+
+  // parts[i] (in its memory) of each row whose choice asks for log probabilities. Undoes Edit in these.
+  virtual void Logprobs(const Tensor& logits, const int32_t* tokens, LogprobParts* parts) = 0;
 
   // The batch that the following ops are called with: their rows, sequences and pages become known to the device.
   virtual void Begin(const Batch& batch) = 0;

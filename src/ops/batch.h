@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/tensor.h"
@@ -29,8 +32,40 @@ struct Choice {
   double temperature = 0;  // 0: the largest logit; else from 1e-30 to 1e30
   double top_p = 1, min_p = 0, uniform = 0;
   int64_t top_k = 0;  // at most kMostTopK
+  double repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  int64_t first_edit = 0, edits = 0;  // of the batch's edits: those of this row, of each id at most one
+  // Not −1: the token that row `awaited` of the batch before chose is in the output once more than the edits say. The last of them, of id −1, is then a place
+  // for its own, should there be none.
+  int64_t awaited = -1;
+  int64_t top_logprobs = -1;  // not −1: Logprobs tells of the row, and of its so many likeliest tokens; at most kMostTopLogprobs
 };
-inline constexpr int64_t kMostTopK = 1024;
+inline constexpr int64_t kMostTopK = 1024, kMostTopLogprobs = 20;
+
+// What comes before the choice: a token whose logit has a bias or is penalised.
+struct LogitEdit {
+  int32_t id;      // outside of the vocabulary: nothing
+  int32_t output;  // times that the output holds it; 0: only the prompt does; −1: neither
+  double bias;     // −∞: the token is never chosen
+};
+inline constexpr int64_t kMostEdits = 1 << 18;  // of a batch
+
+// What the log probabilities of a row are made of (engine/logprobs.h).
+struct LogprobParts {
+  double sum;          // Σ e^(logit − largest)
+  float best, chosen;  // logits: the largest, and the chosen token's
+  float logits[kMostTopLogprobs];
+  int32_t ids[kMostTopLogprobs];  // the likeliest first
+};
+
+// Of a finite logit. What would leave the range of f32 stays at its end.
+constexpr float Edited(float logit, const LogitEdit& edit, const Choice& choice) {
+  constexpr double kMost = std::numeric_limits<float>::max(), kInfinity = std::numeric_limits<double>::infinity();
+  if (edit.bias == -kInfinity) return -std::numeric_limits<float>::infinity();
+  double x = static_cast<float>(std::clamp(logit + edit.bias, -kMost, kMost));
+  if (edit.output >= 0) x = x > 0 ? x / choice.repetition_penalty : x * choice.repetition_penalty;
+  if (edit.output > 0) x -= choice.presence_penalty + static_cast<double>(edit.output) * choice.frequency_penalty;
+  return static_cast<float>(std::clamp(x, -kMost, kMost));
+}
 
 // The rows of one call, ragged: prompts, single decoding tokens and packed training documents alike. Sequences lie one after the other, without gaps.
 struct Batch {
@@ -38,6 +73,7 @@ struct Batch {
   std::vector<Sequence> sequences;
   std::optional<std::vector<int64_t>> wanted;  // rows whose hidden state is asked for, ascending; absent: all
   std::vector<Choice> choices;                 // for Accelerator::Choose
+  std::span<const LogitEdit> edits;            // for Accelerator::Edit
   // In the GPU's memory. A sequence of one row whose token is negative there is read as if it had no state.
   const int32_t* chosen = nullptr;
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }

@@ -61,11 +61,17 @@ TEST(CudaSamplingTest, WhatIsNotFiniteIsReported) {
   EXPECT_EQ(ArgMax(gpu, logits), (std::vector<int32_t>{-1, -1, -1, -1, 9, 128255}));  // counters are as before
 }
 
-std::vector<int32_t> Choose(Gpu& gpu, const Numbers& logits, const std::vector<Choice>& choices) {
+std::vector<int32_t> Choose(Gpu& gpu, const Numbers& logits, const std::vector<Choice>& choices, std::span<const LogitEdit> edits = {},
+                            const std::vector<int32_t>& before = {}) {
   const Tensor host = logits, there = gpu.Upload(host);
   Batch batch;
-  batch.choices = choices;
+  batch.choices = choices, batch.edits = edits;
   Gpu::Here()->Begin(batch);
+  if (!before.empty()) {
+    auto* const chosen = static_cast<int32_t*>(gpu.ctx.workspace->Allocate(before.size() * sizeof(int32_t)));
+    Gpu::Here()->Upload(chosen, before.data(), before.size() * sizeof(int32_t));
+    Gpu::Here()->Edit(there, chosen);
+  }
   std::vector<int32_t> tokens(choices.size(), 12345);
   auto* const chosen = static_cast<int32_t*>(gpu.ctx.workspace->Allocate(tokens.size() * sizeof(int32_t)));
   Gpu::Here()->Choose(there, chosen);
@@ -80,7 +86,7 @@ void ExpectTheSamplersChoice(Gpu& gpu, const Numbers& logits, const std::vector<
   const std::vector<int32_t> chosen = Choose(gpu, logits, choices);
   for (size_t i = 0; i < choices.size(); i++) {
     const Choice& c = choices[i];
-    EXPECT_EQ(chosen[i], Sampler::Choose(c, {host.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(host.cols())}, space))
+    EXPECT_EQ(chosen[i], Sampler::Choose(c, {}, -1, {host.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(host.cols())}, space))
         << "row " << i << " of " << host.ShapeString() << ": temperature " << c.temperature << ", top_k " << c.top_k << ", top_p " << c.top_p << ", min_p "
         << c.min_p << ", uniform " << c.uniform;
   }
@@ -127,6 +133,45 @@ TEST(CudaSamplingTest, TheChoiceIsTheSamplers) {
     std::vector<Choice> choices;
     for (int64_t i = 0; i < rows; i++) choices.push_back(RandomChoice(draws));
     ExpectTheSamplersChoice(gpu, logits, choices);
+  }
+}
+
+// Biases, penalties and bans, of tokens that the host knows and of one that it awaits.
+TEST(CudaSamplingTest, EditsAreTheSamplers) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  Draws draws(5);
+  Gpu gpu(Dtype::kBf16);
+  SamplerSpace space;
+  for (int trial = 0; trial < (Gpu::Short() ? 4 : 60); trial++) {
+    const int64_t vocab = std::vector<int64_t>{3, 100, 777, 5001, 128256}[static_cast<size_t>(trial % 5)], rows = draws.Int(1, 40);
+    const auto token = [&] { return static_cast<int32_t>(draws.Int(0, draws.Int(0, 1) ? vocab - 1 : std::min<int64_t>(vocab - 1, 9))); };
+    const Numbers logits(Dtype::kF32, {rows, vocab}, [&] { return draws.Int(0, 9) > 0 ? draws.Normal(3)() : std::round(draws.Normal(3)()); });
+    if (trial % 4 == 0) logits.floats()[draws.Int(0, rows * vocab - 1)] = std::numeric_limits<float>::quiet_NaN();
+    std::vector<Choice> choices;
+    std::vector<LogitEdit> edits;
+    std::vector<int32_t> before;
+    std::vector<int32_t> due;
+    for (int64_t i = 0; i < rows; i++) {
+      const Choice how = RandomChoice(draws);
+      Sampling sampling{.temperature = trial % 3 ? how.temperature : 0, .top_k = how.top_k, .top_p = how.top_p, .min_p = how.min_p, .seed = draws.random()()};
+      if (draws.Int(0, 2) > 0) sampling.repetition_penalty = draws.Uniform(0.5, 2)();
+      if (draws.Int(0, 2) > 0) sampling.presence_penalty = draws.Uniform(-1, 2)(), sampling.frequency_penalty = draws.Uniform(-1, 2)();
+      // Token 2 stays.
+      if (draws.Int(0, 1)) sampling.logit_bias = {{0, -std::numeric_limits<double>::infinity()}, {2, draws.Uniform(-100, 100)()}, {2, 0.25}};
+      std::vector<int32_t> prompt(static_cast<size_t>(draws.Int(0, draws.Int(0, 3) ? 20 : 2000))), never;
+      for (int32_t& id : prompt) id = token();
+      if (draws.Int(0, 1)) never = {1, 200000, 0};
+      Sampler sampler(sampling, prompt);
+      for (int64_t count = draws.Int(0, 30); count > 0; count--) sampler.Count(token());
+      before.push_back(token());
+      const int64_t awaited = draws.Int(0, 1) ? i : -1;
+      choices.push_back(sampler.ChoiceAt(7, never, awaited, edits));
+      if (awaited >= 0) sampler.Count(before.back());
+      const std::span<const float> row(logits.floats() + i * vocab, static_cast<size_t>(vocab));
+      const bool finite = std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); });
+      due.push_back(finite ? sampler.Sample(row, 7, space, never) : -1);
+    }
+    EXPECT_EQ(Choose(gpu, logits, choices, edits, before), due) << rows << " x " << vocab << ", trial " << trial;
   }
 }
 

@@ -355,30 +355,44 @@ TEST(Sampling, RefusesIdsOutsideTheVocabularyAndTheBanOfAll) {
   EXPECT_NO_THROW((Sampling{.logit_bias = {{0, -100}, {1, -100}}}.ValidateIds(2)));
 }
 
-// A choice is all that a GPU needs of a sampler; it has none of what looks at more than the logits.
+// A choice and its edits are all that a GPU needs of a sampler, also one that knows all tokens but the last; there is none of what looks at more than that.
 TEST(Sampler, AChoiceIsWhatItSamples) {
   SamplerSpace space;
   for (uint64_t seed = 0; seed < 200; seed++) {
     std::vector<float> logits = RandomLogits(500, seed);
     if (seed % 4 == 0)
       for (float& x : logits) x = std::round(x);  // equal ones
-    Sampler sampler({.temperature = seed % 7 == 0 ? 0 : 0.3 + 0.01 * static_cast<double>(seed),
-                     .top_k = static_cast<int64_t>(seed % 60),
-                     .top_p = seed % 2 ? 0.7 : 1,
-                     .min_p = seed % 3 ? 0 : 0.05,
-                     .seed = seed});
-    for (uint64_t step = 0; step < 10; step++) {
-      const std::optional<Choice> choice = sampler.ChoiceAt(step);
-      ASSERT_TRUE(choice);
-      EXPECT_EQ(Sampler::Choose(*choice, logits, space), sampler.Sample(logits, step, space)) << seed;
+    Sampling sampling{.temperature = seed % 7 == 0 ? 0 : 0.3 + 0.01 * static_cast<double>(seed),
+                      .top_k = static_cast<int64_t>(seed % 60),
+                      .top_p = seed % 2 ? 0.7 : 1,
+                      .min_p = seed % 3 ? 0 : 0.05,
+                      .seed = seed};
+    if (seed % 3 == 0) sampling.repetition_penalty = 1.4;
+    if (seed % 5 == 0) sampling.presence_penalty = 1, sampling.frequency_penalty = -0.5;
+    if (seed % 2 == 0) sampling.logit_bias = {{3, 4}, {9, -std::numeric_limits<double>::infinity()}, {400, 3.5}};
+    const std::vector<int32_t> prompt = {400, 17, 3, 17}, never = {3, 600, 5};
+    Sampler sampler(sampling, prompt), late(sampling, prompt);
+    int32_t last = -1;
+    for (uint64_t step = 0; step < 20; step++) {
+      const std::span<const int32_t> now = step % 3 ? std::span<const int32_t>() : never;
+      std::vector<LogitEdit> edits(step % 2);  // of another
+      const Choice choice = sampler.ChoiceAt(step, now, -1, edits), awaiting = late.ChoiceAt(step, now, last < 0 ? -1 : 7, edits);
+      const auto choose = [&](const Choice& c) {
+        return Sampler::Choose(c, std::span(edits).subspan(static_cast<size_t>(c.first_edit), static_cast<size_t>(c.edits)), last, logits, space);
+      };
+      const int32_t due = sampler.Sample(logits, step, space, now);
+      EXPECT_EQ(choose(choice), due) << seed;
+      EXPECT_EQ(choose(awaiting), due) << seed;
+      if (last >= 0) late.Count(last);
+      last = due;
     }
     logits[seed] = seed % 2 ? std::numeric_limits<float>::quiet_NaN() : -std::numeric_limits<float>::infinity();
-    EXPECT_EQ(Sampler::Choose(*sampler.ChoiceAt(0), logits, space), -1);
+    EXPECT_EQ(Sampler::Choose({.temperature = 1}, {}, -1, logits, space), -1);
   }
+  EXPECT_TRUE(Sampler({.temperature = 1, .top_k = kMostTopK}).HasChoices());
   for (const Sampling& other :
-       {Sampling{.logit_bias = {{1, 1}}}, Sampling{.repetition_penalty = 1.1}, Sampling{.presence_penalty = 1}, Sampling{.frequency_penalty = 1},
-        Sampling{.temperature = 1, .typical_p = 0.9}, Sampling{.temperature = 1, .top_k = kMostTopK + 1}, Sampling{.temperature = 1e-40}})
-    EXPECT_FALSE(Sampler(other).ChoiceAt(0));
+       {Sampling{.temperature = 1, .typical_p = 0.9}, Sampling{.temperature = 1, .top_k = kMostTopK + 1}, Sampling{.temperature = 1e-40}})
+    EXPECT_FALSE(Sampler(other).HasChoices());
 }
 
 }  // namespace

@@ -1,21 +1,12 @@
-#include <algorithm>
+#include "ops/cuda/sampling.cuh"
 
-#include "base/portable_math.h"
-#include "ops/cuda/state.cuh"
+#include <algorithm>
 
 // The choice of tokens where the logits are.
 namespace bamba::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
-// A logit and its id as a number that orders them: a larger logit is above, of equal ones (−0 is 0) the lower id. What isn't finite is above all.
-constexpr unsigned long long kNotFinite = ~0ull;
-__device__ __forceinline__ unsigned long long RankOf(float x, uint32_t id) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  const uint32_t ordered = bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
-  return (bits & 0x7f800000u) == 0x7f800000u ? kNotFinite : static_cast<unsigned long long>(ordered) << 32 | (~id);
-}
+using namespace sampling;
 
 __device__ __forceinline__ unsigned long long BlockMax(unsigned long long best, unsigned long long* warps) {
 #pragma unroll
@@ -26,6 +17,32 @@ __device__ __forceinline__ unsigned long long BlockMax(unsigned long long best, 
 #pragma unroll
   for (int i = 1; i < kThreads / 32; i++) best = max(best, warps[i]);
   return best;
+}
+
+// A block for each row.
+__global__ void __launch_bounds__(kThreads) EditKernel(MatrixView<float> logits, int32_t vocab, const Choice* choices, LogitEdit* edits, float* unedited,
+                                                       const int32_t* chosen) {
+  LetNextBegin();
+  WaitForPrevious();
+  const Choice choice = choices[blockIdx.x];
+  float* const x = logits.Row(blockIdx.x);
+  const int32_t awaited = choice.awaited >= 0 ? max(0, chosen[choice.awaited]) : -1;
+  edits += choice.first_edit, unedited += choice.first_edit;
+  const auto edit = [&](int64_t i, const LogitEdit& how) {
+    if (how.id < 0 || how.id >= vocab) return;
+    const float before = unedited[i] = x[how.id], after = isfinite(before) ? Edited(before, how, choice) : before;
+    x[how.id] = isfinite(before) && !isfinite(after) ? __uint_as_float(kNever) : after;
+  };
+  bool known = awaited < 0;
+  for (int64_t i = threadIdx.x; i < choice.edits; i += kThreads) {
+    LogitEdit how = edits[i];
+    if (awaited >= 0 && how.id == awaited) how.output = max(how.output, 0) + 1, known = true;
+    edit(i, how);
+  }
+  if (__syncthreads_or(known) || threadIdx.x > 0) return;
+  const LogitEdit own = {awaited, 1, 0};
+  edits[choice.edits - 1] = own;
+  edit(choice.edits - 1, own);
 }
 
 // Blocks in x share a row, a thread takes kUnits of 1 or 4 logits; the last block to come combines what they found, which depends on no order.
@@ -78,39 +95,6 @@ __global__ void __launch_bounds__(kThreads) ArgMaxKernel(MatrixView<const float>
 // is kept, and the draw. Engine's Sampler adds in double, in its own order; here sums have other orders, and so other roundings. Each of them is off by less
 // than a margin that is known, so where a sum is further than that from the number that it is compared with, the sampler decides the same. Where one isn't,
 // about once in fifty thousand draws from a whole vocabulary, the last kernel computes that row as the sampler does, one addition after the other.
-constexpr int kPerThread = 16, kChunk = kPerThread * kThreads;  // logits of a block at a time
-constexpr int kBuckets = 2048;
-constexpr int kListed = 4096;  // ranks that a block can sort
-constexpr double kNegligible = -42;  // the sampler's
-
-enum Status : int32_t { kDecided, kSelects, kDraws, kDoubtful };
-
-// A row on its way through the kernels.
-struct RowState {
-  double per_logit;  // 1 / temperature
-  double total, before;  // of all weights; of those in buckets before `bucket`
-  unsigned long long least;  // the rank of the last token that top_k and top_p keep
-  float best, per_bucket;
-  int32_t bucket, listed;  // where the cut is; how many ranks there are for GatherKernel to sort
-  int32_t doubts;
-  Status status;
-};
-
-struct Rows {
-  MatrixView<const float> logits;
-  int32_t vocab;
-  const Choice* choices;
-  int32_t* tokens;
-  RowState* states;
-  unsigned long long* found;  // [rows, blocks, 2]
-  double* sums;               // [rows, kBuckets]
-  int32_t* counts;            // [rows, kBuckets]
-  unsigned long long* lists;  // [rows, kListed]
-  double* chunk_sums;         // [rows, chunks]
-  int32_t* counters;          // [rows]
-  __host__ __device__ int32_t chunks() const { return static_cast<int32_t>((vocab + int64_t{kChunk} - 1) / kChunk); }
-};
-
 __device__ __forceinline__ float LogitOf(unsigned long long rank) {
   const auto ordered = static_cast<uint32_t>(rank >> 32);
   return __uint_as_float(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
@@ -420,149 +404,13 @@ __global__ void __launch_bounds__(kThreads) DrawKernel(Rows rows) {
   }
 }
 
-// What ExactKernel works with, for each of its blocks.
-struct ExactSpace {
-  double* weights;           // [vocab] 0: not kept
-  unsigned long long* keys;  // [sorted] how far a token is below the best, as bits
-  uint32_t* ids;             // [sorted]
-  int32_t sorted;            // the power of two that holds the vocabulary
-};
-
-// A row that ExactKernel is at.
-struct ExactRow {
-  const float* logits;
-  double best;
-  Choice choice;
-  double* weights;
-  unsigned long long* keys;
-  uint32_t* ids;
-  int32_t vocab, sorted;
-  __device__ double Distance(int64_t i) const { return -((static_cast<double>(logits[i]) - best) / choice.temperature); }
-  __device__ double SortedDistance(int32_t i) const { return __longlong_as_double(static_cast<long long>(keys[i])); }
-};
-constexpr unsigned long long kNone = ~0ull;  // a key
-
-// Calls f(weight, id) for one token after the other, in one thread.
-template <typename F>
-__device__ void OneByOne(const ExactRow& row, const F& f) {
-  constexpr int kPiece = 4 * kThreads;
-  __shared__ double piece[kPiece];
-  for (int32_t begin = 0; begin < row.vocab; begin += kPiece) {
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kPiece && begin + i < row.vocab; i += kThreads) piece[i] = row.weights[begin + i];
-    __syncthreads();
-    if (threadIdx.x == 0)
-      for (int i = 0; i < kPiece && begin + i < row.vocab; i++) f(piece[i], begin + i);
-  }
-  __syncthreads();
-}
-
-// The tokens that have a weight in the sampler's order: by distance, equal ones by id. Gives their number.
-__device__ int32_t SortExactly(const ExactRow& row) {
-  const int32_t thread = static_cast<int32_t>(threadIdx.x);
-  for (int32_t i = thread; i < row.sorted; i += kThreads) {
-    const bool there = i < row.vocab && row.weights[i] > 0;
-    row.keys[i] = there ? static_cast<unsigned long long>(__double_as_longlong(row.Distance(i) + 0.0)) : kNone, row.ids[i] = static_cast<uint32_t>(i);
-  }
-  __syncthreads();
-  for (int32_t size = 2; size <= row.sorted; size *= 2)
-    for (int32_t step = size / 2; step > 0; step /= 2) {
-      for (int32_t i = thread; i < row.sorted; i += kThreads) {
-        const int32_t other = i ^ step;
-        if (other < i) continue;
-        const unsigned long long a = row.keys[i], b = row.keys[other];
-        const uint32_t id_a = row.ids[i], id_b = row.ids[other];
-        if (((i & size) == 0) != (a != b ? a < b : id_a < id_b)) row.keys[i] = b, row.ids[i] = id_b, row.keys[other] = a, row.ids[other] = id_a;
-      }
-      __syncthreads();
-    }
-  __shared__ int32_t count;
-  if (thread == 0) count = row.vocab;
-  __syncthreads();
-  for (int32_t i = thread; i < row.vocab; i += kThreads)
-    if (row.keys[i] == kNone) atomicMin(&count, i);
-  __syncthreads();
-  return count;
-}
-
-__device__ void KeepFirst(const ExactRow& row, int32_t n) {
-  for (int32_t i = n + static_cast<int32_t>(threadIdx.x); i < row.sorted && row.keys[i] != kNone; i += kThreads) row.weights[row.ids[i]] = 0;
-  __syncthreads();
-}
-
-// How many of the first `kept` tokens top_p keeps.
-__device__ int32_t CutExactly(const ExactRow& row, int32_t kept) {
-  __shared__ double sums[kBuckets], total;
-  __shared__ int32_t cut;
-  for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads) sums[b] = 0;
-  if (threadIdx.x == 0) total = 0;
-  OneByOne(row, [&](double weight, int32_t) { total += weight; });
-  const double due = row.choice.top_p * total, largest = row.SortedDistance(kept - 1), scale = largest > 1e-300 ? (kBuckets - 1) / largest : 0;
-  const auto bucket = [&](double distance) { return static_cast<int32_t>(distance * scale); };
-  OneByOne(row, [&](double weight, int32_t i) {
-    if (weight > 0) sums[bucket(row.Distance(i))] += weight;
-  });
-  if (threadIdx.x == 0) {
-    double sum = 0;
-    int last = 0;
-    while (last < kBuckets && (sums[last] == 0 || sum + sums[last] < due)) sum += sums[last++];
-    cut = kept;
-    if (last < kBuckets) {
-      int32_t i = 0;
-      while (bucket(row.SortedDistance(i)) < last) i++;
-      while (i + 1 < kept && bucket(row.SortedDistance(i + 1)) == last && (sum += row.weights[row.ids[i]]) < due) i++;
-      cut = i + 1;
-    }
-  }
-  __syncthreads();
-  return cut;
-}
-
-// Rows that are in doubt, as the sampler does it (engine/sampler.cc), each sum in its order.
-__global__ void __launch_bounds__(kThreads) ExactKernel(Rows rows, int32_t count, ExactSpace space) {
-  __shared__ double total;
-  LetNextBegin();
-  WaitForPrevious();
-  const int32_t thread = static_cast<int32_t>(threadIdx.x), block = static_cast<int32_t>(blockIdx.x), vocab = rows.vocab;
-  for (int32_t r = block; r < count; r += static_cast<int32_t>(gridDim.x)) {
-    if (rows.states[r].status != kDoubtful) continue;
-    const ExactRow row = {.logits = rows.logits.Row(r),
-                          .best = rows.states[r].best,
-                          .choice = rows.choices[r],
-                          .weights = space.weights + static_cast<int64_t>(block) * vocab,
-                          .keys = space.keys + static_cast<int64_t>(block) * space.sorted,
-                          .ids = space.ids + static_cast<int64_t>(block) * space.sorted,
-                          .vocab = vocab,
-                          .sorted = space.sorted};
-    const Choice& choice = row.choice;
-    for (int32_t i = thread; i < vocab; i += kThreads) {
-      const double distance = row.Distance(i);
-      row.weights[i] = -distance >= kNegligible ? Exp(-distance) : 0;
-    }
-    __syncthreads();
-    if (choice.top_k > 0 || choice.top_p < 1) {
-      int32_t kept = SortExactly(row);
-      if (choice.top_k > 0 && choice.top_k < kept) KeepFirst(row, kept = static_cast<int32_t>(choice.top_k));
-      if (choice.top_p < 1) KeepFirst(row, CutExactly(row, kept));
-    }
-    if (choice.min_p > 0)
-      for (int32_t i = thread; i < vocab; i += kThreads)
-        if (row.weights[i] < choice.min_p) row.weights[i] = 0;
-    if (thread == 0) total = 0;
-    OneByOne(row, [&](double weight, int32_t) { total += weight; });
-    double left = choice.uniform * total;
-    int32_t chosen = -1;
-    OneByOne(row, [&](double weight, int32_t i) {
-      if (weight == 0 || (chosen >= 0 && left < 0)) return;
-      left -= weight, chosen = i;
-    });
-    if (thread == 0) rows.tokens[r] = chosen;
-  }
-}
-
-constexpr int64_t kExactBlocks = 16;
-
 }  // namespace
+
+void State::Edit(const Tensor& logits, const int32_t* chosen) {
+  CHECK_MSG(logits.rows() <= batch_.choices_count, "{} rows, {} choices", logits.rows(), batch_.choices_count);
+  Launch(*this, EditKernel, static_cast<unsigned>(logits.rows()), kThreads, 0, ViewOf<float>(logits), static_cast<int32_t>(logits.cols()), batch_.choices,
+         batch_.edits, batch_.unedited, chosen);
+}
 
 void State::Choose(const Tensor& logits, int32_t* tokens) {
   const int64_t vocab = logits.cols();
@@ -597,7 +445,7 @@ void State::Choose(const Tensor& logits, int32_t* tokens) {
     wide ? pass(HistogramKernel<4>) : pass(HistogramKernel<1>);
     wide ? pass(GatherKernel<4>) : pass(GatherKernel<1>);
     wide ? pass(DrawKernel<4>) : pass(DrawKernel<1>);
-    Launch(*this, ExactKernel, static_cast<unsigned>(std::min(kExactBlocks, count)), kThreads, 0, rows, static_cast<int32_t>(count), exact);
+    ChooseExactly(*this, rows, static_cast<int32_t>(count), exact);
   }
 }
 

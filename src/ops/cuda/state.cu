@@ -25,7 +25,8 @@ struct BatchArrays {
   int32_t *tokens, *row_sequence, *pages;
   DeviceSequence* sequences;
   Choice* choices;
-  int32_t rows, sequence_count, page_count, choices_count;
+  LogitEdit* edits;
+  int32_t rows, sequence_count, page_count, choices_count, edits_count;
 };
 
 // Fetches a batch, with the tokens that were chosen meanwhile.
@@ -45,6 +46,7 @@ __global__ void BeginKernel(BatchArrays from, BatchArrays to, const int32_t* cho
   }
   for (int32_t i = first; i < from.page_count; i += step) to.pages[i] = from.pages[i];
   for (int32_t i = first; i < from.choices_count; i += step) to.choices[i] = from.choices[i];
+  for (int32_t i = first; i < from.edits_count; i += step) to.edits[i] = from.edits[i];
 }
 
 }  // namespace
@@ -52,13 +54,13 @@ __global__ void BeginKernel(BatchArrays from, BatchArrays to, const int32_t* cho
 // Where a batch is put together and goes on its way, while earlier ones may still be on theirs: pinned host memory, so that the copy doesn't wait.
 struct State::Staging {
   static constexpr size_t kTokens = 0, kRowSequence = kTokens + kMostRows * sizeof(int32_t), kSequences = kRowSequence + kMostRows * sizeof(int32_t),
-                          kChoices = kSequences + kMostSequences * sizeof(DeviceSequence), kPages = kChoices + kMostSequences * sizeof(Choice),
-                          kBytes = kPages + kMostPages * sizeof(int32_t);
+                          kChoices = kSequences + kMostSequences * sizeof(DeviceSequence), kEdits = kChoices + kMostSequences * sizeof(Choice),
+                          kPages = kEdits + kMostEdits * sizeof(LogitEdit), kBytes = kPages + kMostPages * sizeof(int32_t);
   static BatchArrays ArraysAt(char* p) {
     BatchArrays arrays = {};
     arrays.tokens = reinterpret_cast<int32_t*>(p + kTokens), arrays.row_sequence = reinterpret_cast<int32_t*>(p + kRowSequence);
     arrays.sequences = reinterpret_cast<DeviceSequence*>(p + kSequences), arrays.choices = reinterpret_cast<Choice*>(p + kChoices);
-    arrays.pages = reinterpret_cast<int32_t*>(p + kPages);
+    arrays.edits = reinterpret_cast<LogitEdit*>(p + kEdits), arrays.pages = reinterpret_cast<int32_t*>(p + kPages);
     return arrays;
   }
   char* device = nullptr;
@@ -83,6 +85,7 @@ State::State(int device) : device_(device) {
   const int64_t before = FreeBytes();
   scratch_ = static_cast<char*>(Allocate(kScratchBytes));
   counters_ = static_cast<int32_t*>(Allocate(kCounters * sizeof(int32_t)));
+  batch_.unedited = static_cast<float*>(Allocate(kMostEdits * sizeof(float)));
   staging_ = new Staging;
   staging_->device = static_cast<char*>(Allocate(Staging::kBytes));
   for (int i = 0; i < kStagings; i++) {
@@ -93,7 +96,7 @@ State::State(int device) : device_(device) {
   for (cudaEvent_t& event : marked_) BAMBA_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   const BatchArrays device_arrays = Staging::ArraysAt(staging_->device);
   batch_.tokens = device_arrays.tokens, batch_.row_sequence = device_arrays.row_sequence, batch_.pages = device_arrays.pages;
-  batch_.sequences = device_arrays.sequences, batch_.choices = device_arrays.choices;
+  batch_.sequences = device_arrays.sequences, batch_.choices = device_arrays.choices, batch_.edits = device_arrays.edits;
 }
 
 State::~State() = default;  // lives until the program ends: the driver takes everything back then, and faster
@@ -162,10 +165,12 @@ void State::Begin(const Batch& batch) {
   staging_->next = (i + 1) % kStagings;
   BAMBA_CUDA(cudaEventSynchronize(staging_->sent[i]));
   BatchArrays host = Staging::ArraysAt(staging_->host[i]);
-  const int64_t rows = batch.rows(), count = std::ssize(batch.sequences), choices = std::ssize(batch.choices);
-  CHECK_MSG(rows <= kMostRows && count <= kMostSequences && choices <= kMostSequences, "a batch of {} rows in {} sequences, {} choices", rows, count, choices);
+  const int64_t rows = batch.rows(), count = std::ssize(batch.sequences), choices = std::ssize(batch.choices), edits = std::ssize(batch.edits);
+  CHECK_MSG(rows <= kMostRows && count <= kMostSequences && choices <= kMostSequences && edits <= kMostEdits,
+            "a batch of {} rows in {} sequences, {} choices, {} edits", rows, count, choices, edits);
   std::copy(batch.tokens.begin(), batch.tokens.end(), host.tokens);
   std::copy(batch.choices.begin(), batch.choices.end(), host.choices);
+  std::copy(batch.edits.begin(), batch.edits.end(), host.edits);
   batch_.rows = rows, batch_.sequence_count = static_cast<int32_t>(count), batch_.choices_count = static_cast<int32_t>(choices);
   batch_.most_rows = batch_.most_keys = 0;
   int64_t used = 0;
@@ -182,10 +187,10 @@ void State::Begin(const Batch& batch) {
     used += held;
   }
   host.rows = static_cast<int32_t>(rows), host.sequence_count = batch_.sequence_count;
-  host.page_count = static_cast<int32_t>(used), host.choices_count = batch_.choices_count;
+  host.page_count = static_cast<int32_t>(used), host.choices_count = batch_.choices_count, host.edits_count = static_cast<int32_t>(edits);
   // One kernel that reads pinned memory is queued in a fraction of the time of a copy for each array.
   constexpr int kThreads = 256;
-  const int64_t most = std::max({rows, count, used, choices});
+  const int64_t most = std::max({rows, count, used, choices, edits});
   Launch(*this, BeginKernel, static_cast<unsigned>(std::clamp<int64_t>(DivideUp(most, kThreads), 1, 2 * sms_)), kThreads, 0, host,
          Staging::ArraysAt(staging_->device), batch.chosen);
   // Kernels may read the batch before they wait for the kernel ahead of them. A kernel behind this, which is none, begins only when all before it is done.

@@ -39,6 +39,8 @@ struct DeviceBatch {
   const DeviceSequence* sequences;   // [sequence_count]
   const int32_t* pages;              // page tables one after the other
   const Choice* choices;             // [choices_count]
+  LogitEdit* edits;                  // [kMostEdits] at most
+  float* unedited;                   // [kMostEdits] the logits that Edit changed
   int64_t rows = 0;
   int32_t sequence_count = 0, choices_count = 0;
   int64_t most_rows = 0;  // of a sequence of this batch
@@ -68,6 +70,8 @@ class State final : public Accelerator {
   void WaitFor(uint64_t mark) override;
   void UploadAll(std::span<const Transfer> transfers, const std::function<void(int64_t)>& progress) override;
   void FillRandom(const Tensor& tensor, uint64_t seed, float low, float high) override;
+  void Edit(const Tensor& logits, const int32_t* chosen) override;
+  void Logprobs(const Tensor& logits, const int32_t* tokens, LogprobParts* parts) override;
   void ArgMax(const Tensor& logits, int32_t* tokens) override;
   void Choose(const Tensor& logits, int32_t* tokens) override;
   void Begin(const Batch& batch) override;
