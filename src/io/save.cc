@@ -1,3 +1,6 @@
+#include <fcntl.h>
+#include <stdio.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -204,10 +207,12 @@ class NewDirectory {
 
   const fs::path& temporary() const { return temporary_; }
 
+  // At no moment is there neither the old model nor the new one, where the file system can exchange two names; elsewhere for the time between two renames.
   void Commit() {
+    const bool exists = fs::exists(path_);
+    if (exists && renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) == 0) return;  // the old one is removed like an unfinished one
     fs::path old = temporary_;
     old += "-old";
-    const bool exists = fs::exists(path_);
     if (exists) fs::rename(path_, old);
     try {
       fs::rename(temporary_, path_);

@@ -157,6 +157,7 @@ TEST(Checkpoint, TheOutputAppearsWholeOrNotAtAll) {
   SaveModel(LoadModel(d / "m"), d / "m", {.form = CheckpointForm::kMambaSsm, .carry_from = d / "m", .replace = true});  // onto itself
   ExpectSameBytes(model, LoadModel(d / "m"));
   EXPECT_FALSE(fs::exists(d / "m/model.safetensors"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(d.path()), fs::directory_iterator()), 3);  // m, other and full: nothing of the old model is left
 }
 
 // What a killed conversion to the same place left goes with the next.
