@@ -169,7 +169,7 @@ class Limits {
       operations_ = rates.operations, sum_ = rates.bytes, samples_ = 1;
       return;
     }
-    operations_ = cpu::LinearRate(threads_, MainDtype(model), test.execution.precise, 0.2);
+    operations_ = cpu::LinearRate(MainDtype(model), test.execution.precise)(threads_, 0.2);
     Sample(0.2);
   }
 

@@ -33,17 +33,14 @@ TEST(Limits, RatesAreThoseOfAComputer) {
   EXPECT_EQ(Bf16TileRate(threads, 0.01) > 1e8, Bf16TileKernel() != nullptr);
 }
 
-// The peak beside which a product is measured is that of its own instructions. They differ by a factor of 1.5 at least (on some processors the dot products of
-// bf16 are the slower ones), which a busy machine may blur but not turn round: the best of many short calls is taken.
+// The peak beside which a product is measured is that of its own instructions.
 TEST(Limits, NarrowWeightsHaveTheirOwnPeakUnlessPrecise) {
-  ThreadPool threads(1);
   for (SimdLevel level : SimdLevels()) {
     SetSimd(level);
-    const double f32 = LinearRate(threads, Dtype::kF32, false), bf16 = LinearRate(threads, Dtype::kBf16, false);
-    const double precise = LinearRate(threads, Dtype::kBf16, true), f16 = LinearRate(threads, Dtype::kF16, false);
-    EXPECT_EQ(bf16 > 1.25 * f32 || bf16 < 0.8 * f32, level >= SimdLevel::kAvx512Bf16) << Name(level) << ": " << bf16 << " and " << f32;
-    EXPECT_LT(precise, 1.25 * f32) << Name(level);
-    EXPECT_LT(f16, 1.25 * f32) << Name(level);
+    const ArithmeticRate narrow = level == SimdLevel::kAmx ? Bf16TileRate : level == SimdLevel::kAvx512Bf16 ? Bf16DotRate : FmaRate;
+    EXPECT_EQ(LinearRate(Dtype::kBf16, false), narrow) << Name(level);
+    EXPECT_EQ(LinearRate(Dtype::kBf16, true), FmaRate) << Name(level);
+    for (Dtype dtype : {Dtype::kF32, Dtype::kF16}) EXPECT_EQ(LinearRate(dtype, false), FmaRate) << Name(level);
   }
   SetSimd(SimdLevels().back());
 }

@@ -76,7 +76,7 @@ double BestRate(double seconds, const Run& run) {
   return best;
 }
 
-double ArithmeticRate(ThreadPool& threads, double seconds, ArithmeticKernel kernel) {
+double RateOf(ArithmeticKernel kernel, ThreadPool& threads, double seconds) {
   constexpr int64_t kRounds = 1 << 15, kPiecesPerThread = 8;
   if (!kernel) return 0;
   return BestRate(seconds, [&] {
@@ -110,19 +110,19 @@ double ReadProbe::Bandwidth(double seconds) {
 }
 
 double FmaRate(ThreadPool& threads, double seconds) {
-  return ArithmeticRate(threads, seconds, [](int64_t rounds) { return HWY_DYNAMIC_DISPATCH(MultiplyAdd)(rounds); });
+  return RateOf([](int64_t rounds) { return HWY_DYNAMIC_DISPATCH(MultiplyAdd)(rounds); }, threads, seconds);
 }
 
-double Bf16DotRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Bf16DotKernel()); }
-double Int8DotRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Int8DotKernel()); }
-double Bf16TileRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Bf16TileKernel()); }
-double Int8TileRate(ThreadPool& threads, double seconds) { return ArithmeticRate(threads, seconds, Int8TileKernel()); }
+double Bf16DotRate(ThreadPool& threads, double seconds) { return RateOf(Bf16DotKernel(), threads, seconds); }
+double Int8DotRate(ThreadPool& threads, double seconds) { return RateOf(Int8DotKernel(), threads, seconds); }
+double Bf16TileRate(ThreadPool& threads, double seconds) { return RateOf(Bf16TileKernel(), threads, seconds); }
+double Int8TileRate(ThreadPool& threads, double seconds) { return RateOf(Int8TileKernel(), threads, seconds); }
 
-double LinearRate(ThreadPool& threads, Dtype weights, bool precise, double seconds) {
+ArithmeticRate LinearRate(Dtype weights, bool precise) {
   const bool narrow = weights == Dtype::kBf16 && !precise;
-  if (narrow && CurrentSimd() == SimdLevel::kAmx) return Bf16TileRate(threads, seconds);
-  if (narrow && CurrentSimd() == SimdLevel::kAvx512Bf16) return Bf16DotRate(threads, seconds);
-  return FmaRate(threads, seconds);
+  if (narrow && CurrentSimd() == SimdLevel::kAmx) return Bf16TileRate;
+  if (narrow && CurrentSimd() == SimdLevel::kAvx512Bf16) return Bf16DotRate;
+  return FmaRate;
 }
 
 }  // namespace bamba::cpu

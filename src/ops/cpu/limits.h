@@ -35,7 +35,8 @@ double Int8DotRate(ThreadPool& threads, double seconds = 0.2);   // AVX512-VNNI
 double Bf16TileRate(ThreadPool& threads, double seconds = 0.2);  // AMX
 double Int8TileRate(ThreadPool& threads, double seconds = 0.2);  // AMX
 
-// That of the products with weights of this dtype, at the current SIMD level; `precise` as the Context's.
-double LinearRate(ThreadPool& threads, Dtype weights, bool precise, double seconds = 0.2);
+// The one of these that the products with weights of this dtype have, at the current SIMD level; `precise` as the Context's.
+using ArithmeticRate = double (*)(ThreadPool& threads, double seconds);
+ArithmeticRate LinearRate(Dtype weights, bool precise);
 
 }  // namespace bamba::cpu
