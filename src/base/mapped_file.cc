@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 
@@ -85,6 +86,8 @@ std::string TemporaryName(const std::string& path) {
   }
   return fmt::format("{}.tmp-{}", path, getpid());
 }
+
+bool ExchangeNames(const std::string& a, const std::string& b) { return renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0; }
 
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   struct stat info;

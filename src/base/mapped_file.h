@@ -40,6 +40,9 @@ std::string ReadFile(const std::string& path);
 // directories; what cannot be read or removed stays, as it is in nobody's way.
 std::string TemporaryName(const std::string& path);
 
+// Two files or directories take each other's names in one step. False, and nothing has happened, where one isn't there or the file system can't.
+bool ExchangeNames(const std::string& a, const std::string& b);
+
 // Writes under a temporary name beside `path` and takes that name only in Commit(): readers see the old file or the whole new one, never a half.
 // A device or a pipe is written as it is.
 // Every call throws Error with the system's reason (disk full, no permission); without Commit the destructor removes the temporary file.

@@ -1,6 +1,3 @@
-#include <fcntl.h>
-#include <stdio.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -210,7 +207,7 @@ class NewDirectory {
   // At no moment is there neither the old model nor the new one, where the file system can exchange two names; elsewhere for the time between two renames.
   void Commit() {
     const bool exists = fs::exists(path_);
-    if (exists && renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) == 0) return;  // the old one is removed like an unfinished one
+    if (exists && ExchangeNames(temporary_.string(), path_.string())) return;  // the old one is removed as an unfinished one would be
     fs::path old = temporary_;
     old += "-old";
     if (exists) fs::rename(path_, old);

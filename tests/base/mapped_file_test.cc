@@ -136,5 +136,14 @@ TEST_F(FileTest, DevicesAreWrittenAsTheyAre) {
   EXPECT_EQ(Files(), 1u);
 }
 
+TEST_F(FileTest, ExchangesNamesOrLeavesBoth) {
+  Put("a", "one"), Put("b", "two");
+  if (!ExchangeNames(Path("a"), Path("b"))) GTEST_SKIP() << "this file system can't";
+  EXPECT_EQ(ReadFile(Path("a")), "two");
+  EXPECT_EQ(ReadFile(Path("b")), "one");
+  EXPECT_FALSE(ExchangeNames(Path("a"), Path("c")));
+  EXPECT_EQ(ReadFile(Path("a")), "two");
+}
+
 }  // namespace
 }  // namespace bamba
