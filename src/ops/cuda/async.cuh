@@ -37,6 +37,11 @@ __device__ __forceinline__ void WaitFor(uint32_t barrier, int parity) {
                "r"(parity)
                : "memory");
 }
+
+__device__ __forceinline__ void InitBarrier(uint64_t* barrier, int arrivals) { InitBarrier(SharedAddress(barrier), arrivals); }
+__device__ __forceinline__ void Arrive(uint64_t* barrier) { Arrive(SharedAddress(barrier)); }
+__device__ __forceinline__ void ArriveForBytes(uint64_t* barrier, int bytes) { ArriveForBytes(SharedAddress(barrier), bytes); }
+__device__ __forceinline__ void WaitFor(uint64_t* barrier, int parity) { WaitFor(SharedAddress(barrier), parity); }
 #endif
 
 }  // namespace bamba::cuda

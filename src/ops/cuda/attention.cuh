@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/cuda/async.cuh"
 #include "ops/cuda/state.cuh"
 
 // What the attention kernels share. Keys are taken in blocks of kKvBlock at absolute positions; a block is a page or, of a sequence without a slot, rows of the
@@ -74,7 +75,6 @@ inline int64_t TilesOf(const Batch& batch, int64_t tile_rows, int64_t least) {
   return tiles;
 }
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 __device__ __forceinline__ void LoadMatrices(uint32_t (&x)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address));
 }

@@ -37,15 +37,6 @@ __device__ __forceinline__ uint4 Read16(const bf16* from) {
   return x;
 }
 __device__ __forceinline__ uint32_t Word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
-// 16 bytes to shared memory, or zeros; `from` must be an address either way.
-__device__ __forceinline__ void CopyAsync(bf16* to, const bf16* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 // Of two words of pairs: their first numbers, or their second ones.
 __device__ __forceinline__ uint32_t PairUp(uint32_t x, uint32_t y, int i) { return __byte_perm(x, y, i == 0 ? 0x5410 : 0x7632); }
 // Of an 8x8 matrix of bf16 in a warp.

@@ -24,14 +24,6 @@ struct FlashPlan {
   float2* partial;     // [sequences, heads, splits] largest score and sum
 };
 
-// Copies 16 bytes to shared memory, zeros where `there` is false.
-__device__ __forceinline__ void CopyAsync(bf16* to, const bf16* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the last group has arrived.
-__device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-
 // Rows in shared memory lie 16 bytes more than their length apart, an odd number of 16-byte units: eight rows of one column of units lie in all 32 banks.
 template <int kDim>
 constexpr int kPitch = kDim + 8;
@@ -136,7 +128,7 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 1 ? 3 : 2) FlashKernel(
     const uint32_t buffer = static_cast<uint32_t>(block % 2) * kKeys * kRow;
     page = next_page;
     if (block + 2 < end_block) next_page = PageOf(o, s, block + 2);
-    WaitForCopies();  // for the keys
+    WaitForCopies<1>();  // for the keys
     __syncthreads();  // everybody's; and everybody is done with the block before
     if (block + 1 < end_block) load(block + 1, page, false);
     CommitCopies();
@@ -193,7 +185,7 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 1 ? 3 : 2) FlashKernel(
       }
     }
 
-    WaitForCopies();  // for the values
+    WaitForCopies<1>();  // for the values
     __syncthreads();
     if (block + 1 < end_block) load(block + 1, page, true);
     CommitCopies();

@@ -21,30 +21,6 @@ constexpr int kKeys = static_cast<int>(kKvBlock);
 constexpr int kAhead = 4;      // copies of tiles that may be on their way
 constexpr int kLoaders = 128;  // threads
 
-__device__ __forceinline__ void CopyAsync(uint32_t to, const bf16* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kLeft>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-// What was written to shared memory may then be read by wgmma.
-__device__ __forceinline__ void FenceForProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-__device__ __forceinline__ void InitBarrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void Arrive(uint32_t barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void WaitFor(uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
 // Of a matrix at `address` whose groups of 8 rows lie 1024 bytes apart; `columns`: from 64 columns to the next, where a product takes more of them as they lie.
 __device__ __forceinline__ uint64_t Descriptor(uint32_t address, int columns) {
   return static_cast<uint64_t>(address >> 4 & 0x3fff) | static_cast<uint64_t>(columns >> 4) << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;

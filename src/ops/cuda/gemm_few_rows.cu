@@ -47,15 +47,15 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
             count = static_cast<int>(DivideUp((kHalves && half == 0 ? first_half : static_cast<int>(p.in)) - from, T::kInputs));
   const int early = min(count, T::kStages);
   const auto copy_weights = [&](int slot, int tile, int s) {
-    BarrierExpect(&full[slot], outputs_of(tile) * T::kInputs * 2 + T::kX);
+    ArriveForBytes(&full[slot], outputs_of(tile) * T::kInputs * 2 + T::kX);
     CopyWeights(stages + slot * T::kStage, tile < whole ? &weights : &last_weights, &full[slot], from / kStageInputs + s * T::kBoxes, first_of(tile));
   };
   if (threadIdx.x == 0) {
-    for (int s = 0; s < T::kStages; s++) BarrierInit(&full[s], 1), BarrierInit(&empty[s], kConsumers * 4);
-    BarrierInit(&other_half, 1);
+    for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 1), InitBarrier(&empty[s], kConsumers * 4);
+    InitBarrier(&other_half, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    if constexpr (kHalves) BarrierExpect(&other_half, T::kOtherHalf);
+    if constexpr (kHalves) ArriveForBytes(&other_half, T::kOtherHalf);
     // The weights of the first stages needn't wait for the kernel ahead.
     for (int s = 0; s < early; s++) copy_weights(s, 0, s);
     PrefetchMap(&x);
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
       for (int tile = 0; tile < tiles; tile++)
         for (int s = tile == 0 ? early : 0; s < count; s++) {
           if (slot == T::kStages) slot = 0, parity ^= 1;
-          BarrierWait(&empty[slot], parity);  // at once as long as the slot is new
+          WaitFor(&empty[slot], parity);  // at once as long as the slot is new
           copy_weights(slot, tile, s), copy_x(slot, s);
           slot++;
         }
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   WaitForPrevious();
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1, thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
   const auto release = [&](int slot) {
-    if (lane == 0) BarrierArrive(&empty[slot]);
+    if (lane == 0) Arrive(&empty[slot]);
   };
   char* const results = stages + T::kStages * T::kStage;
   float4* const other = reinterpret_cast<float4*>(results) + thread;  // [kRows / 8][128]
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     for (int piece = 0; piece < count; piece += kPieceStages) {
       const int past = min(piece + kPieceStages, count);
       for (int s = piece; s < past; s++) {
-        BarrierWait(&full[slot], parity);
+        WaitFor(&full[slot], parity);
         const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * kStageInputs * 2)), b = Describe(stages + slot * T::kStage + T::kWeights);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
@@ -121,12 +121,8 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
 
     if constexpr (kHalves) {
       if (half == 1) return SendToFirstBlock<kRows>(total, other, &other_half);
-      BarrierWaitCluster(&other_half, 0);
-#pragma unroll
-      for (int i = 0; i < kRows / 2; i += 4) {
-        const float4 v = other[i / 4 * 128];
-        total[i] += v.x, total[i + 1] += v.y, total[i + 2] += v.z, total[i + 3] += v.w;
-      }
+      WaitForCluster(&other_half, 0);
+      AddSums<kRows>(total, other);
     }
     const int output = consumer * 64 + warp * 16;  // of the tile
     if (output < outputs) StoreSums<kRows>(p, total, result, 0, first_of(tile) + output);

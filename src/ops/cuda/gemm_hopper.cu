@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
   // This block's inputs, in stages.
   const int rank = kHalves ? RankInCluster() : 0, from = rank == 0 ? 0 : half, count = (kHalves && rank == 0 ? half : all) - from;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < T::kStages; s++) BarrierInit(&full[s], 1), BarrierInit(&empty[s], kConsumers * 4);
-    BarrierInit(&other_half, 1);
+    for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 1), InitBarrier(&empty[s], kConsumers * 4);
+    InitBarrier(&other_half, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    if constexpr (kHalves) BarrierExpect(&other_half, T::kOtherHalf);
+    if constexpr (kHalves) ArriveForBytes(&other_half, T::kOtherHalf);
   }
   if constexpr (kHalves)
     SyncCluster();
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
     if constexpr (kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
       const auto copy_weights = [&](int slot, int k, int output) {
-        BarrierExpect(&full[slot], T::kStage);
+        ArriveForBytes(&full[slot], T::kStage);
         CopyBox(stages + slot * T::kStage, &weights, &full[slot], k, output);
       };
       const auto copy_x = [&](int slot, int k, int row) {
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
         }
         for (; s < count; s++, stage++) {
           const int slot = stage % T::kStages;
-          if (stage >= T::kStages) BarrierWait(&empty[slot], (stage / T::kStages - 1) & 1);
+          if (stage >= T::kStages) WaitFor(&empty[slot], (stage / T::kStages - 1) & 1);
           copy_weights(slot, (from + s) * kStageInputs, output);
           copy_x(slot, (from + s) * kStageInputs, row);
         }
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
     WaitForPrevious();
     const int consumer = group - 1, warp = static_cast<int>(threadIdx.x) % 128 / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const auto release = [&](int stage) {
-      if (lane == 0) BarrierArrive(&empty[stage % T::kStages]);
+      if (lane == 0) Arrive(&empty[stage % T::kStages]);
     };
     char* const results = stages + T::kStages * T::kStage;
     float4* const other = reinterpret_cast<float4*>(results) + consumer * (kRows / 8 * 128) + threadIdx.x % 128;  // [kRows / 8][128]
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
         const int end = min(first + kPieceStages, count);
         for (int s = first; s < end; s++, stage++) {
           const int slot = stage % T::kStages;
-          BarrierWait(&full[slot], stage / T::kStages & 1);
+          WaitFor(&full[slot], stage / T::kStages & 1);
           const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * 128)), b = Describe(stages + slot * T::kStage + T::kWeights);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
@@ -135,15 +135,10 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
       }
       if constexpr (kHalves) {
         if (rank == 1) return SendToFirstBlock<kRows>(total, other, &other_half);
-        BarrierWaitCluster(&other_half, 0);
-      }
-      if (kHalves || half < count) {
-        const float4* const there = kHalves ? other : saved;
-#pragma unroll
-        for (int i = 0; i < kRows / 2; i += 4) {
-          const float4 v = there[i / 4 * 128];
-          total[i] += v.x, total[i + 1] += v.y, total[i + 2] += v.z, total[i + 3] += v.w;
-        }
+        WaitForCluster(&other_half, 0);
+        AddSums<kRows>(total, other);
+      } else if (half < count) {
+        AddSums<kRows>(total, saved);
       }
 
       int row, output;

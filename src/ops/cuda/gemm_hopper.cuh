@@ -23,30 +23,8 @@ CUtensorMap MapOfBoxes(const void* data, int64_t rows, int64_t in, int64_t strid
 #endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra over;\n"
-      "bra again;\n"
-      "over:\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-// The same where another block of the cluster arrives.
-__device__ __forceinline__ void BarrierWaitCluster(uint64_t* barrier, int parity) {
+// WaitFor where another block of the cluster arrives.
+__device__ __forceinline__ void WaitForCluster(uint64_t* barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -81,6 +59,15 @@ __device__ __forceinline__ void SendToFirstBlock(const float (&sums)[kRows / 2],
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(first + i / 4 * 128 * 16), "f"(sums[i]),
                  "f"(sums[i + 1]), "f"(sums[i + 2]), "f"(sums[i + 3]), "r"(counts)
                  : "memory");
+}
+// Adds a thread's sums that lie like that.
+template <int kRows>
+__device__ __forceinline__ void AddSums(float (&sums)[kRows / 2], const float4* from) {
+#pragma unroll
+  for (int i = 0; i < kRows / 2; i += 4) {
+    const float4 v = from[i / 4 * 128];
+    sums[i] += v.x, sums[i + 1] += v.y, sums[i + 2] += v.z, sums[i + 3] += v.w;
+  }
 }
 // A box of the matrix behind `map`, from input k and row `row` on.
 __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
