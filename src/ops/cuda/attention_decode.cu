@@ -278,13 +278,14 @@ __global__ void __launch_bounds__(kThreads, kResident) DecodeKernel(const Attent
 // A block of threads has all keys of one key head, block after block of kKeys, as attention_flash.cu takes them. Each warp has the scores of 16 keys of a
 // block, and kSlice columns of the output. While the values of one block are added up, the scores of the next are computed, and the keys and values after those
 // are on their way.
-constexpr int kSlice = kDim / kWarps, kBuffers = 3, kRowPitch = kDim + 8;
+constexpr int kSlice = kDim / kWarps, kBuffers = 2, kRowPitch = kDim + 8;
+constexpr int kInvariantResident = 3;  // blocks on a multiprocessor: each waits for its own chain, so three hide more than a third buffer does
 struct InvariantShared {
   bf16 k[kBuffers][kKeys * kRowPitch], v[kBuffers][kKeys * kRowPitch];
   float scores[2][kMostGroup][kKeys + 8];
 };
 
-__global__ void __launch_bounds__(kThreads, 2) InvariantDecodeKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
+__global__ void __launch_bounds__(kThreads, kInvariantResident) InvariantDecodeKernel(const AttentionOperands<bf16> o, const DecodePlan plan) {
   extern __shared__ __align__(16) char shared_bytes[];
   InvariantShared& shared = *reinterpret_cast<InvariantShared*>(shared_bytes);
   LetNextBegin();
@@ -315,9 +316,9 @@ __global__ void __launch_bounds__(kThreads, 2) InvariantDecodeKernel(const Atten
     page_before = page;
   };
   const bool early = blocks > kBuffers;  // the newest keys aren't among the first
-  if (early) ask(0), ask(1), ask(2);
+  if (early) ask(0), ask(1);
   WaitForPrevious();
-  if (!early) ask(0), ask(1), ask(2);
+  if (!early) ask(0), ask(1);
   // Row r of the products is query head r; there are no rows from 8 on.
   const bf16* const q_row = o.q.Row(s.row) + static_cast<int64_t>(kv_head * group + row) * kDim;
   uint32_t q[kDim / 16][2];
@@ -356,7 +357,7 @@ __global__ void __launch_bounds__(kThreads, 2) InvariantDecodeKernel(const Atten
   const float to_log2 = o.scale * 1.4426950408889634f;
 #pragma unroll 1
   for (int block = 0; block < blocks; block++) {
-    WaitForCopies<1>();
+    WaitForCopies<kBuffers - 2>();
     __syncthreads();  // everybody's copies and scores are there, and everybody is done with the block before
     ask(block + kBuffers);
     float next[2][4] = {}, score[kKeys / 8][2];

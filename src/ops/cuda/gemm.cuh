@@ -21,20 +21,20 @@ struct Product {
 // same bits for any number of rows.
 void GeneralProduct(State& state, const Product& p, Dtype x, Dtype w);
 
-// bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). An element is the sum, in order, of the sums over kPiece inputs each, which are chains
-// of products of 16 inputs. For Hopper's instructions the 16 follow each other, else they are MmaPair's. So Skinny and Tiled, and FewRows and Hopper, have the
-// same bits for any number of rows.
+// bf16 times bf16 on tensor cores. They want 16-byte loads (VectorsFit). For Skinny and Tiled an element is the sum, in order, of the sums over kPiece inputs
+// each, which are chains of MmaPair's products; with Hopper's instructions it is a chain of products of 16 inputs that follow each other, or the sum of two
+// (FirstHalf). So Skinny and Tiled, and FewRows and Hopper, have the same bits for any number of rows.
 inline constexpr int64_t kPiece = 256;
 inline constexpr int64_t kSkinnyRows = 64;            // at most
 void SkinnyProduct(State& state, const Product& p);   // at the speed of reading the weights
 void TiledProduct(State& state, const Product& p);    // for many rows
 bool HasHopperProducts(const State& state);           // then there are
-inline constexpr int64_t kFewRows = 64;               // at most
+inline constexpr int64_t kFewRows = 128;              // at most
 void FewRowsProduct(State& state, const Product& p);  // at the speed of reading the weights
 void HopperProduct(State& state, const Product& p);   // for many rows
 
-// With Hopper's instructions, an element of a long product with few outputs is the sum of two such sums, over the first so many inputs and over the rest, since
-// two multiprocessors share its tile when there are few rows. All inputs elsewhere.
+// With Hopper's instructions, an element of a long product with few outputs is the sum of two such chains, over the first so many inputs and over the rest,
+// since two multiprocessors share its tile when there are few rows. All inputs elsewhere.
 inline int64_t FirstHalf(const State& state, const Product& p) {
   const int64_t pieces = DivideUp(p.in, kPiece);
   return HasHopperProducts(state) && p.out <= 32 * state.sms() && pieces >= 8 ? pieces / 2 * kPiece : p.in;

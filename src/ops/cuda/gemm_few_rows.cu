@@ -2,9 +2,9 @@
 
 #include "ops/cuda/gemm_hopper.cuh"
 
-// Products of few rows by Hopper's instructions, at the speed of reading W: one thread copies, one or two warpgroups multiply 64 outputs each. A copy brings
-// several boxes side by side, since a thread that asks for 8 KB at a time gets less than DRAM has to give. Blocks stay and take one tile of outputs after the
-// other; what is left when there is less than a tile for each block is dealt out evenly.
+// Products of few rows by Hopper's instructions, at the speed of reading W: one thread copies W and another x, one or two warpgroups multiply 64 outputs each.
+// A copy of W brings several boxes side by side, since a thread that asks for 8 KB at a time gets less than DRAM has to give. Blocks stay and take one tile of
+// outputs after the other; what is left when there is less than a tile for each block is dealt out evenly.
 namespace bamba::cuda {
 namespace {
 
@@ -15,23 +15,23 @@ constexpr int kMostShared = (kRows <= 32 ? 204 : 222) * 1024;
 // kHalves: there are fewer tiles of 64 outputs than multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs (FirstHalf).
 template <bool kHalves, int kConsumers, int kRows>
 struct FewRows {
-  static constexpr int kThreads = (kConsumers + 1) * 128, kTile = 64 * kConsumers;     // outputs
-  static constexpr int kBoxes = kRows <= 32 ? 4 : 2, kInputs = kBoxes * kStageInputs;  // of a stage
-  static constexpr int kX = kRows * kInputs * 2, kWeights = kTile * kInputs * 2, kStage = kWeights + kX;
+  static constexpr int kThreads = (kConsumers + 1) * 128, kTile = 64 * kConsumers;                       // outputs
+  static constexpr int kBoxes = kRows <= 32 ? 4 : kRows <= 64 ? 2 : 1, kInputs = kBoxes * kStageInputs;  // of a stage
+  static constexpr int kXBox = kRows * kStageInputs * 2, kX = kBoxes * kXBox, kWeights = kTile * kInputs * 2, kStage = kWeights + kX;
   static constexpr int kResult = 4 * kResultBytes<kRows>;  // of a consumer, on their way out
   static constexpr int kOtherHalf = kHalves ? kRows / 2 * 128 * 4 : 0, kBesideStages = kOtherHalf + kConsumers * kResult + 1024;
   static constexpr int kStages = (kMostShared<kRows> - kBesideStages) / kStage;
   static constexpr int kShared = kStages * kStage + kBesideStages;  // stages are aligned to 1024 bytes in it
 };
 
-// A block takes `whole` tiles in turns with the others, then `last` outputs. kHalves: first_half inputs are the first block's.
+// A block takes `whole` tiles in turns with the others, then `last` outputs. kHalves: first_half inputs are the first block's. x: in boxes of its rows.
 template <bool kHalves, int kConsumers, int kRows>
 __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads, 1) BAMBA_CLUSTER(kHalves ? 2 : 1)
     FewRowsKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap last_weights, const __grid_constant__ CUtensorMap x,
                   const Product p, int whole, int last, int first_half) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = FewRows<kHalves, kConsumers, kRows>;
-  constexpr int kPieceStages = static_cast<int>(kPiece) / T::kInputs;
+  constexpr int kBehind = kRows <= 64 ? 0 : 1;  // stages whose products may still go on when those of the next begin
   extern __shared__ char shared[];
   __shared__ uint64_t full[T::kStages], empty[T::kStages], other_half;
   LetNextBegin();
@@ -45,13 +45,13 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   // Its inputs, in stages.
   const int from = half == 0 ? 0 : first_half,
             count = static_cast<int>(DivideUp((kHalves && half == 0 ? first_half : static_cast<int>(p.in)) - from, T::kInputs));
-  const int early = min(count, T::kStages);
   const auto copy_weights = [&](int slot, int tile, int s) {
-    ArriveForBytes(&full[slot], outputs_of(tile) * T::kInputs * 2 + T::kX);
+    ArriveForBytes(&full[slot], outputs_of(tile) * T::kInputs * 2);
     CopyWeights(stages + slot * T::kStage, tile < whole ? &weights : &last_weights, &full[slot], from / kStageInputs + s * T::kBoxes, first_of(tile));
   };
+  const int early = min(count, T::kStages);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 1), InitBarrier(&empty[s], kConsumers * 4);
+    for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 2), InitBarrier(&empty[s], kConsumers * 4);
     InitBarrier(&other_half, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -67,18 +67,26 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     __syncthreads();
 
   if (threadIdx.x < 128) {
-    if (threadIdx.x == 0) {
-      const auto copy_x = [&](int slot, int s) { CopyBoxes(stages + slot * T::kStage + T::kWeights, &x, &full[slot], from / kStageInputs + s * T::kBoxes, 0); };
-      WaitForPrevious();
-      for (int s = 0; s < early; s++) copy_x(s, s);
-      int slot = early, parity = 1;
+    // copy(slot, tile, s) for all stages, from the first tile's `first` on.
+    const auto copy_all = [&](int first, auto&& copy) {
+      int slot = first, parity = 1;
       for (int tile = 0; tile < tiles; tile++)
-        for (int s = tile == 0 ? early : 0; s < count; s++) {
+        for (int s = tile == 0 ? first : 0; s < count; s++) {
           if (slot == T::kStages) slot = 0, parity ^= 1;
           WaitFor(&empty[slot], parity);  // at once as long as the slot is new
-          copy_weights(slot, tile, s), copy_x(slot, s);
-          slot++;
+          copy(slot++, tile, s);
         }
+    };
+    if (threadIdx.x == 0) {
+      copy_all(early, copy_weights);
+    } else if (threadIdx.x == 32) {
+      WaitForPrevious();
+      copy_all(0, [&](int slot, int, int s) {
+        ArriveForBytes(&full[slot], static_cast<int>(p.rows) * T::kInputs * 2);
+#pragma unroll
+        for (int box = 0; box < T::kBoxes; box++)
+          CopyBoxes(stages + slot * T::kStage + T::kWeights + box * T::kXBox, &x, &full[slot], from / kStageInputs + s * T::kBoxes + box, 0);
+      });
     }
     __syncwarp();
     WaitForPrevious();
@@ -86,46 +94,42 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   }
   WaitForPrevious();
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1, thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-  const auto release = [&](int slot) {
-    if (lane == 0) Arrive(&empty[slot]);
-  };
   char* const results = stages + T::kStages * T::kStage;
   float4* const other = reinterpret_cast<float4*>(results) + thread;  // [kRows / 8][128]
   float* const result = reinterpret_cast<float*>(results + T::kOtherHalf + consumer * T::kResult + warp * kResultBytes<kRows>);
   int slot = 0, parity = 0;
+  const auto release = [&](int behind) {  // the slot of so many stages ago
+    if (lane == 0) Arrive(&empty[slot >= behind ? slot - behind : slot - behind + T::kStages]);
+  };
   for (int tile = 0; tile < tiles; tile++) {
     const int outputs = outputs_of(tile);
-    float total[kRows / 2] = {}, sum[kRows / 2] = {};
-    for (int piece = 0; piece < count; piece += kPieceStages) {
-      const int past = min(piece + kPieceStages, count);
-      for (int s = piece; s < past; s++) {
-        WaitFor(&full[slot], parity);
-        const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * kStageInputs * 2)), b = Describe(stages + slot * T::kStage + T::kWeights);
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    float sum[kRows / 2] = {};
+    for (int s = 0; s < count; s++) {
+      WaitFor(&full[slot], parity);
+      const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * kStageInputs * 2)), b = Describe(stages + slot * T::kStage + T::kWeights);
+      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-        for (int k = 0; k < T::kInputs; k += 16) {
-          const int box = k / kStageInputs, bytes = k % kStageInputs * 2;  // which, and within its rows
-          Multiply<kRows>(sum, a + (box * outputs * kStageInputs * 2 + bytes) / 16, b + (box * kRows * kStageInputs * 2 + bytes) / 16, s > piece || k > 0);
-        }
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        // The stage before this one has been read then.
-        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-        if (s > piece) release(slot == 0 ? T::kStages - 1 : slot - 1);
-        if (++slot == T::kStages) slot = 0, parity ^= 1;
+      for (int k = 0; k < T::kInputs; k += 16) {
+        const int box = k / kStageInputs, bytes = k % kStageInputs * 2;  // which, and within its rows
+        Multiply<kRows>(sum, a + (box * outputs * kStageInputs * 2 + bytes) / 16, b + (box * T::kXBox + bytes) / 16, s > 0 || k > 0);
       }
+      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+      asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBehind) : "memory");
+      if (s >= kBehind) release(kBehind);
+      if (++slot == T::kStages) slot = 0, parity ^= 1;
+    }
+    if constexpr (kBehind > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-      release(slot == 0 ? T::kStages - 1 : slot - 1);
-#pragma unroll
-      for (int i = 0; i < kRows / 2; i++) total[i] += sum[i];
+      release(1);
     }
 
     if constexpr (kHalves) {
-      if (half == 1) return SendToFirstBlock<kRows>(total, other, &other_half);
+      if (half == 1) return SendToFirstBlock<kRows>(sum, other, &other_half);
       WaitForCluster(&other_half, 0);
-      AddSums<kRows>(total, other);
+      AddSums<kRows>(sum, other);
     }
     const int output = consumer * 64 + warp * 16;  // of the tile
-    if (output < outputs) StoreSums<kRows>(p, total, result, 0, first_of(tile) + output);
+    if (output < outputs) StoreSums<kRows>(p, sum, result, 0, first_of(tile) + output);
   }
 #endif
 }
@@ -138,8 +142,8 @@ void Run(State& state, const Product& p) {
   const int64_t last = std::max(DivideUp(DivideUp(rest, most), kLeast), int64_t{1}) * kLeast, blocks = whole > 0 ? most : DivideUp(rest, last);
   const auto map = [&](int outputs) { return MapOfBoxes(p.w, p.out, p.in, p.in, outputs, T::kBoxes); };
   Launch(state, FewRowsKernel<kHalves, kConsumers, kRows>, static_cast<unsigned>(kHalves ? 2 * blocks : blocks), T::kThreads, T::kShared, map(T::kTile),
-         map(static_cast<int>(last)), MapOfBoxes(p.x, p.rows, p.in, p.x_stride, kRows, T::kBoxes), p, static_cast<int>(whole), static_cast<int>(last),
-         static_cast<int>(FirstHalf(state, p)));
+         map(static_cast<int>(last)), MapOfBoxes(p.x, p.rows, p.in, p.x_stride, static_cast<int>(p.rows), 1), p, static_cast<int>(whole),
+         static_cast<int>(last), static_cast<int>(FirstHalf(state, p)));
 }
 
 // With more rows x is a larger part of what is read; two warpgroups share it.
@@ -152,8 +156,10 @@ void RunFor(State& state, const Product& p) {
     Run<kHalves, 1, 16>(state, p);
   else if (p.rows <= 32)
     Run<kHalves, kMore, 32>(state, p);
-  else
+  else if (p.rows <= 64)
     Run<kHalves, kMore, 64>(state, p);
+  else
+    Run<kHalves, kMore, 128>(state, p);
 }
 
 }  // namespace

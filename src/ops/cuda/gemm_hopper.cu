@@ -3,16 +3,14 @@
 
 #include "ops/cuda/gemm_hopper.cuh"
 
-// Products of many rows by Hopper's own instructions: one thread copies, two warpgroups multiply.
+// Products of many rows by Hopper's own instructions: one thread copies W and another x, two warpgroups multiply.
 namespace bamba::cuda {
 namespace {
 
-[[maybe_unused]] constexpr int kPieceStages = static_cast<int>(kPiece) / kStageInputs;
-
 constexpr int kConsumers = 2, kOutputs = 64 * kConsumers;  // warpgroups that multiply; outputs of a tile
 
-// A tile of kOutputs by kRows rows. kHalves: there are no more tiles than half the multiprocessors, so the two blocks of a cluster share one: each takes half of
-// the inputs (FirstHalf).
+// A tile of kOutputs by kRows rows. kHalves: there are no more tiles than half the multiprocessors, so the two blocks of a cluster share one: each takes half
+// of the inputs (FirstHalf).
 template <int kRows, bool kHalves>
 struct Tiles {
   static constexpr int kThreads = (kConsumers + 1) * 128;
@@ -35,10 +33,12 @@ struct Grid {
 #endif
 };
 
-// half: stages of the first half (FirstHalf). first_halves, of a block that does both: [block][kConsumers][kRows / 8][128] of four sums.
+// last_x: x in boxes of as many rows as the last tile has. half: stages of the first half (FirstHalf). first_halves, of a block that does both:
+// [block][kConsumers][kRows / 8][128] of four sums.
 template <int kRows, bool kHalves>
 __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUSTER(kHalves ? 2 : 1)
-    HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const Product p, const Grid grid, int half, float4* first_halves) {
+    HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap last_x,
+                 const Product p, const Grid grid, int half, float4* first_halves) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = Tiles<kRows, kHalves>;
   constexpr bool kMoveRegisters = kRows > 128;  // from the copying warps to the others
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
   // This block's inputs, in stages.
   const int rank = kHalves ? RankInCluster() : 0, from = rank == 0 ? 0 : half, count = (kHalves && rank == 0 ? half : all) - from;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 1), InitBarrier(&empty[s], kConsumers * 4);
+    for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 2), InitBarrier(&empty[s], kConsumers * 4);
     InitBarrier(&other_half, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -64,31 +64,22 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
 
   if (group == 0) {
     if constexpr (kMoveRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 0) {
-      const auto copy_weights = [&](int slot, int k, int output) {
-        ArriveForBytes(&full[slot], T::kStage);
-        CopyBox(stages + slot * T::kStage, &weights, &full[slot], k, output);
-      };
-      const auto copy_x = [&](int slot, int k, int row) {
-        CopyBox(stages + slot * T::kStage + T::kWeights, &x, &full[slot], k, row);
-      };
+    if (threadIdx.x == 0 || threadIdx.x == 32) {
+      const bool of_x = threadIdx.x == 32;
+      if (of_x) WaitForPrevious();  // the weights needn't
       int stage = 0;
       for (int tile = first_tile; tile < grid.count(); tile += step) {
-        int row, output, s = 0;
+        int row, output;
         grid.Place(tile, &row, &output);
-        row *= kRows, output *= kOutputs;
-        if (tile == first_tile) {
-          // The weights of the first stages needn't wait for the kernel ahead.
-          for (s = 0; s < min(count, T::kStages); s++) copy_weights(s, (from + s) * kStageInputs, output);
-          WaitForPrevious();
-          for (s = 0; s < min(count, T::kStages); s++) copy_x(s, (from + s) * kStageInputs, row);
-          stage = s;
-        }
-        for (; s < count; s++, stage++) {
+        const bool last = row + 1 == grid.row_tiles;
+        const CUtensorMap* const map = !of_x ? &weights : last ? &last_x : &x;
+        const int first = of_x ? row * kRows : output * kOutputs, place = of_x ? T::kWeights : 0;
+        const int bytes = of_x ? (last ? static_cast<int>(p.rows) - first : kRows) * kStageInputs * 2 : T::kWeights;
+        for (int s = 0; s < count; s++, stage++) {
           const int slot = stage % T::kStages;
           if (stage >= T::kStages) WaitFor(&empty[slot], (stage / T::kStages - 1) & 1);
-          copy_weights(slot, (from + s) * kStageInputs, output);
-          copy_x(slot, (from + s) * kStageInputs, row);
+          ArriveForBytes(&full[slot], bytes);
+          CopyBox(stages + slot * T::kStage + place, map, &full[slot], (from + s) * kStageInputs, first);
         }
       }
     }
@@ -102,20 +93,13 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
       if (lane == 0) Arrive(&empty[stage % T::kStages]);
     };
     char* const results = stages + T::kStages * T::kStage;
-    float4* const other = reinterpret_cast<float4*>(results) + consumer * (kRows / 8 * 128) + threadIdx.x % 128;  // [kRows / 8][128]
+    float4* const other = reinterpret_cast<float4*>(results) + consumer * (kRows / 8 * 128) + threadIdx.x % 128;            // [kRows / 8][128]
     float* const result = reinterpret_cast<float*>(results + T::kOtherHalf + (consumer * 4 + warp) * kResultBytes<kRows>);  // [row][output]
     int stage = 0;
     for (int tile = first_tile; tile < grid.count(); tile += step) {
-      float total[kRows / 2] = {}, sum[kRows / 2] = {};
+      float sum[kRows / 2] = {};
       float4* const saved = first_halves + (static_cast<int64_t>(blockIdx.x) * kConsumers + consumer) * (kRows / 8 * 128) + threadIdx.x % 128;
-      for (int first = 0; first < count; first += kPieceStages) {
-        if (!kHalves && first == half) {
-#pragma unroll
-          for (int i = 0; i < kRows / 2; i += 4) saved[i / 4 * 128] = {total[i], total[i + 1], total[i + 2], total[i + 3]};
-#pragma unroll
-          for (int i = 0; i < kRows / 2; i++) total[i] = 0;
-        }
-        const int end = min(first + kPieceStages, count);
+      const auto multiply = [&](int first, int end) {  // stages
         for (int s = first; s < end; s++, stage++) {
           const int slot = stage % T::kStages;
           WaitFor(&full[slot], stage / T::kStages & 1);
@@ -130,20 +114,25 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
         }
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         release(stage - 1);
-#pragma unroll
-        for (int i = 0; i < kRows / 2; i++) total[i] += sum[i];
-      }
+      };
       if constexpr (kHalves) {
-        if (rank == 1) return SendToFirstBlock<kRows>(total, other, &other_half);
+        multiply(0, count);
+        if (rank == 1) return SendToFirstBlock<kRows>(sum, other, &other_half);
         WaitForCluster(&other_half, 0);
-        AddSums<kRows>(total, other);
-      } else if (half < count) {
-        AddSums<kRows>(total, saved);
+        AddSums<kRows>(sum, other);
+      } else {
+        multiply(0, min(half, count));
+        if (half < count) {
+#pragma unroll
+          for (int i = 0; i < kRows / 2; i += 4) saved[i / 4 * 128] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
+          multiply(half, count);
+          AddSums<kRows>(sum, saved);
+        }
       }
 
       int row, output;
       grid.Place(tile, &row, &output);
-      StoreSums<kRows>(p, total, result, row * kRows, output * kOutputs + consumer * 64 + warp * 16);
+      StoreSums<kRows>(p, sum, result, row * kRows, output * kOutputs + consumer * 64 + warp * 16);
     }
   }
 #endif
@@ -163,10 +152,12 @@ Encode Encoder() {
 template <int kRows, bool kHalves>
 void Run(State& state, const Product& p) {
   using T = Tiles<kRows, kHalves>;
-  const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows);
   const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, kOutputs))};
+  const int last_rows = static_cast<int>(p.rows - (grid.row_tiles - 1) * kRows);
+  const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows),
+                    last_x = MapOf(p.x, p.rows, p.in, p.x_stride, last_rows);
   Launch(state, HopperKernel<kRows, kHalves>, static_cast<unsigned>(kHalves ? 2 * grid.count() : std::min(grid.count(), state.sms())), T::kThreads, T::kShared,
-         weights, x, p, grid, static_cast<int>(DivideUp(FirstHalf(state, p), kStageInputs)), reinterpret_cast<float4*>(state.scratch()));
+         weights, x, last_x, p, grid, static_cast<int>(DivideUp(FirstHalf(state, p), kStageInputs)), reinterpret_cast<float4*>(state.scratch()));
 }
 
 }  // namespace
@@ -200,12 +191,19 @@ void HopperProduct(State& state, const Product& p) {
   const auto tiles = [&](int64_t rows) { return DivideUp(p.out, kOutputs) * DivideUp(p.rows, rows); };
   const auto cost = [&](int64_t rows) { return 2 * DivideUp(tiles(rows), state.sms()) * (rows + 24); };
   const auto cost_of_halves = [&](int64_t rows) { return halves && 2 * tiles(rows) <= state.sms() ? rows + 24 : std::numeric_limits<int64_t>::max(); };
-  const int64_t least = std::min({cost(64), cost(128), cost(192), cost_of_halves(64), cost_of_halves(128)});
-  if (least == cost_of_halves(64)) Run<64, true>(state, p);
-  else if (least == cost_of_halves(128)) Run<128, true>(state, p);
-  else if (least == cost(192)) Run<192, false>(state, p);
-  else if (least == cost(128)) Run<128, false>(state, p);
-  else Run<64, false>(state, p);
+  const int64_t least = std::min({cost(64), cost(128), cost(192), cost(256), cost_of_halves(64), cost_of_halves(128)});
+  if (least == cost_of_halves(64))
+    Run<64, true>(state, p);
+  else if (least == cost_of_halves(128))
+    Run<128, true>(state, p);
+  else if (least == cost(256))
+    Run<256, false>(state, p);
+  else if (least == cost(192))
+    Run<192, false>(state, p);
+  else if (least == cost(128))
+    Run<128, false>(state, p);
+  else
+    Run<64, false>(state, p);
 }
 
 }  // namespace bamba::cuda

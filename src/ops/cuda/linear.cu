@@ -11,10 +11,14 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   if (bias) CHECK_MSG(bias.dtype() == Dtype::kF32, "bias in {}", Name(bias.dtype()));
   const Product p{x.data(), x.stride(0), weight, bias ? bias.as<float>() : nullptr, y.data(), y.stride(0), x.rows(), x.cols(), out, y.dtype() == Dtype::kF32};
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
-  const bool hopper = HasHopperProducts(state), few = p.rows <= (hopper ? kFewRows : kSkinnyRows);
-  if (few) return hopper ? FewRowsProduct(state, p) : SkinnyProduct(state, p);
-  if (!ctx.invariant && !p.bias && CublasProduct(state, p)) return;
-  hopper ? HopperProduct(state, p) : TiledProduct(state, p);
+  const bool hopper = HasHopperProducts(state);
+  // From how many rows on cuBLASLt is faster; where there are few outputs, one multiprocessor for a tile isn't enough, and it adds halves by another kernel.
+  const int64_t few = !hopper ? kSkinnyRows : FirstHalf(state, p) < p.in ? kFewRows : 64;
+  if (p.rows > few && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
+  if (hopper)
+    p.rows <= kFewRows ? FewRowsProduct(state, p) : HopperProduct(state, p);
+  else
+    p.rows <= kSkinnyRows ? SkinnyProduct(state, p) : TiledProduct(state, p);
 }
 
 bool Adjacent(const Tensor& a, const Tensor& b) { return static_cast<const char*>(a.data()) + a.bytes() == b.data() && a.dtype() == b.dtype(); }
