@@ -103,72 +103,38 @@ template <int kRows>
 __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint64_t b, int add) {
 #define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define BAMBA_D32(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12), BAMBA_D4(i + 16), BAMBA_D4(i + 20), BAMBA_D4(i + 24), BAMBA_D4(i + 28)
-  if constexpr (kRows == 8) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D4(0)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 16) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D4(0), BAMBA_D4(4)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 32) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D4(0), BAMBA_D4(4), BAMBA_D4(8), BAMBA_D4(12)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 64) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 128) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0), BAMBA_D32(32)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 192) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-        "}, %96, %97, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64)
-        : "l"(a), "l"(b), "r"(add));
-  } else if constexpr (kRows == 256) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-        "}, %128, %129, p, 1, 1, 0, 0;\n}\n"
-        : BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64), BAMBA_D32(96)
-        : "l"(a), "l"(b), "r"(add));
-  }
+// The first so many operands by their numbers.
+#define BAMBA_R4 "%0, %1, %2, %3"
+#define BAMBA_R8 BAMBA_R4 ", %4, %5, %6, %7"
+#define BAMBA_R16 BAMBA_R8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define BAMBA_R32 BAMBA_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BAMBA_R64 BAMBA_R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BAMBA_R96 BAMBA_R64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define BAMBA_R128 BAMBA_R96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+// For a number of rows: the sums' operands and the numbers of those after them.
+#define BAMBA_MULTIPLY(rows, sums, of_a, of_b, of_add, ...)                                                                                        \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #of_add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #rows "k16.f32.bf16.bf16 {" sums "}, %" #of_a \
+               ", %" #of_b ", p, 1, 1, 0, 0;\n}\n"                                                                                                  \
+               : __VA_ARGS__                                                                                                                        \
+               : "l"(a), "l"(b), "r"(add))
+  if constexpr (kRows == 8) BAMBA_MULTIPLY(8, BAMBA_R4, 4, 5, 6, BAMBA_D4(0));
+  else if constexpr (kRows == 16) BAMBA_MULTIPLY(16, BAMBA_R8, 8, 9, 10, BAMBA_D4(0), BAMBA_D4(4));
+  else if constexpr (kRows == 32) BAMBA_MULTIPLY(32, BAMBA_R16, 16, 17, 18, BAMBA_D4(0), BAMBA_D4(4), BAMBA_D4(8), BAMBA_D4(12));
+  else if constexpr (kRows == 64) BAMBA_MULTIPLY(64, BAMBA_R32, 32, 33, 34, BAMBA_D32(0));
+  else if constexpr (kRows == 128) BAMBA_MULTIPLY(128, BAMBA_R64, 64, 65, 66, BAMBA_D32(0), BAMBA_D32(32));
+  else if constexpr (kRows == 192) BAMBA_MULTIPLY(192, BAMBA_R96, 96, 97, 98, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64));
+  else if constexpr (kRows == 256) BAMBA_MULTIPLY(256, BAMBA_R128, 128, 129, 130, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64), BAMBA_D32(96));
+#undef BAMBA_MULTIPLY
+#undef BAMBA_R128
+#undef BAMBA_R96
+#undef BAMBA_R64
+#undef BAMBA_R32
+#undef BAMBA_R16
+#undef BAMBA_R8
+#undef BAMBA_R4
 #undef BAMBA_D32
 #undef BAMBA_D4
 }
