@@ -156,6 +156,7 @@ void StreamOneByOne(const float* x, const float* first, int64_t w_stride, int64_
   do {  // once also where there are no inputs
     const int64_t end = std::min(from + kBlocks * kBlockK, all), blocks = std::max(CeilDiv(end - from, kBlockK), int64_t{1});
     HWY_ALIGN float sums[kBlocks][kFewOutputs][kSums];
+    if (outputs < kFewOutputs) std::memset(sums, 0, sizeof(sums));  // the tree adds up the others too
     for (int64_t j = 0; j < outputs; j++) {
       const float* const w = first + j * w_stride;
       for (int64_t block = 0; block < blocks; block++) {
