@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
   const auto round = [](int chunk) { return chunk / kStages & 1; };
   const auto stage_at = [&](int chunk) { return shared + static_cast<uint32_t>(chunk % kStages) * static_cast<uint32_t>(sizeof(Stage)); };
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 2), InitBarrier(full(i), 64), InitBarrier(empty(i), kHeads * 4);
+    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 1 + 32), InitBarrier(full(i), 64), InitBarrier(empty(i), kHeads * 128);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     FenceForProducts();
   }
@@ -188,7 +188,6 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
         CommitCopies();
         WaitForCopies<0>();
         FenceForProducts();
-        __syncwarp();
         if (lane == 0) Arrive(landed(chunk));
       }
       const bool there = chunk * kChunk + lane < count;
@@ -205,8 +204,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
         to.log[lane] = log, to.step[lane] = step, to.from_start[lane] = FastExp2(log);
         to.to_end[lane] = FastExp2(__shfl_sync(~0u, log, 31) - log) * step;
       }
-      __syncwarp();
-      if (lane == 0) Arrive(landed(chunk));
+      Arrive(landed(chunk));
       raw_steps(chunk + kStages, raw);
     }
     return;
@@ -367,7 +365,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
 
     WaitForProducts<0>();
     Pin(state), Pin(leading), Pin(rest);
-    if (lane == 0) Arrive(empty(chunk));
+    Arrive(empty(chunk));
     const int64_t next = begin + static_cast<int64_t>(chunk + 1) * kChunk;
     if (next <= end && o.KeepsBoundary(s, next, end)) {
       float* to = o.Boundary(s, next, own_head) + state_offset;

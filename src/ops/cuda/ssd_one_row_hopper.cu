@@ -1,7 +1,7 @@
 // Convolution and scan of sequences of one row on Hopper, with the numbers of conv.cu and ssd_chunks.cu: the same sums, and the same products of 16 in the same
-// order. It is bound by reading the state. A block has some heads of a sequence, which have B and C in common: the convolution of those and the tokens' scores
-// come first, once. Then it goes from head to head: a warp brings what the slot holds to shared memory, of the next one while one is computed; another one
-// computes the convolution of x, decays and weights; four have 16 rows of S each.
+// order. It is bound by reading the state. A block has some heads of a sequence, which have B and C in common: the convolution of those and of the heads' x, and
+// the tokens' scores, come first, once. Then it goes from head to head: a warp brings what the slot holds to shared memory, of the next one while one is computed;
+// another one computes decays and weights; four have 16 rows of S each.
 //
 // What a row finds in its slot is older than the step: a copy to the device (State::Begin) lies between whatever wrote it and the step's first kernel, and in a
 // step nobody else has that slot of that layer. So it is asked for before WaitForPrevious.
@@ -17,6 +17,7 @@ namespace {
 constexpr int kHeadDim = 64, kState = 128;
 constexpr int kStateWarps = 4, kThreads = (kStateWarps + 2) * 32;
 constexpr int kStages = 2, kResident = 2;  // heads on their way, blocks on a multiprocessor
+constexpr int kMostHeads = 8;              // of a block
 // Distances in shared memory: so that rows which are read together lie in different banks. Four rows of S lie one after the other, 32 bytes after the four
 // before.
 constexpr int kFourRows = 4 * kState + 8, kBRow = kState + 8, kXRow = kHeadDim + 8;
@@ -34,7 +35,9 @@ struct OneRowMemory {
     float from_start;
   };
   Stage stages[kStages];
-  bf16 b[kChunk * kBRow], c[kState];  // the chunk's, and the row's
+  bf16 b[kChunk * kBRow], c[kState];   // the chunk's, and the row's
+  bf16 own_x[kMostHeads * kHeadDim];   // the row's
+  bf16 raw_steps[kMostHeads][kChunk];  // by token
   float scores[kChunk];
   Row rows[kStages];
   uint64_t landed[kStages], known[kStages], empty[kStages];  // the stage; the row, and its x; all has been used
@@ -110,8 +113,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const uint32_t b_landed = at + static_cast<uint32_t>(offsetof(OneRowMemory, b_landed)), scored = at + static_cast<uint32_t>(offsetof(OneRowMemory, scored));
   const auto round = [](int n) { return n / kStages & 1; };
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 1 + 32), InitBarrier(known(i), 1), InitBarrier(empty(i), kStateWarps);
-    InitBarrier(b_landed, 32), InitBarrier(scored, 2);
+    for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 1 + 32), InitBarrier(known(i), 32), InitBarrier(empty(i), kStateWarps * 32);
+    InitBarrier(b_landed, 32), InitBarrier(scored, 2 * 32);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
@@ -124,10 +127,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int t = static_cast<int>(static_cast<uint32_t>(s.position) % kChunk);  // within its chunk
   const int64_t begin = s.position - t;
   const bool keeps = o.Keeps(s);
-  const auto arrive = [&](uint32_t barrier) {
-    __syncwarp();
-    if (lane == 0) Arrive(barrier);
-  };
 
   if (warp == kStateWarps + 1) {
     uint64_t once;
@@ -159,40 +158,38 @@ __global__ void __launch_bounds__(kThreads, kResident)
     return;
   }
 
+  // Warp kStateWarps and those of the states, once the row's own inputs and what it needs of the chunk's steps lie in shared memory.
+  const auto wait_for_row = [] { asm volatile("bar.sync 1, %0;" ::"n"((kStateWarps + 1) * 32) : "memory"); };
+
   if (warp == kStateWarps) {
-    // Half of the lanes have four channels of x each; lane i has token i's step, and the log of the decay from the chunk's start.
-    struct Inputs {
-      ConvRow x;
-      bf16 raw_step;
-      HeadNumbers numbers;
+    // Lane i has token i's step, and the log of the decay from the chunk's start. Nothing in the loop over the heads comes from global memory, which takes longer
+    // than a head while all others read states.
+    HeadNumbers numbers = {};
+    if (lane < heads) numbers = NumbersOf(o, first_head + lane);
+    const auto read_steps = [&](bool these, const bf16* from) {
+      bf16 steps[kMostHeads];
+#pragma unroll
+      for (int n = 0; n < kMostHeads; n++)
+        if (these && n < heads) steps[n] = from[first_head + n];
+#pragma unroll
+      for (int n = 0; n < kMostHeads; n++)
+        if (these && n < heads) memory.raw_steps[n][lane] = steps[n];
     };
-    const auto column_of = [&](int n) { return (first_head + n) * kHeadDim + lane % 16 * 4; };
-    const auto read_kept = [&](int n) {
-      Inputs in;
-      in.x.ReadWeights(conv, column_of(n)), in.x.ReadKept(conv, s, column_of(n));
-      if (lane < t) in.raw_step = o.KeptSteps(s, begin)[lane * o.dt_token + first_head + n];
-      in.numbers = NumbersOf(o, first_head + n);
-      return in;
-    };
-    const auto read_own = [&](int n, Inputs& in) {
-      in.x.ReadOwn(conv, s, column_of(n));
-      if (lane == t) in.raw_step = o.dt.Row(s.row)[first_head + n];
-    };
-    Inputs next = read_kept(0);
+    if (t > 0) read_steps(lane < t, o.KeptSteps(s, begin) + lane * o.dt_token);
     WaitForPrevious();
-    read_own(0, next);
+    read_steps(lane == t, o.dt.Row(s.row));
+    wait_for_row();
+    if (keeps && lane < heads) o.KeptSteps(s, s.position)[first_head + lane] = memory.raw_steps[lane][t];  // no block of this launch reads them
     for (int n = 0; n < heads; n++) {
-      const Inputs in = next;
-      if (n + 1 < heads) next = read_kept(n + 1), read_own(n + 1, next);
-      const float step = lane <= t ? StepOf(ToFloat(in.raw_step), in.numbers.bias, o.dt_min, o.dt_max) : 0;
-      float log = lane <= t ? LogDecay(step, in.numbers.rate) : 0;
+      const float bias = __shfl_sync(~0u, numbers.bias, n), rate = __shfl_sync(~0u, numbers.rate, n);
+      const float step = lane <= t ? StepOf(ToFloat(memory.raw_steps[n][lane]), bias, o.dt_min, o.dt_max) : 0;
+      float log = lane <= t ? LogDecay(step, rate) : 0;
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
         const float before = __shfl_up_sync(~0u, log, distance);
         if (lane >= distance) log += before;
       }
       const float log_row = __shfl_sync(~0u, log, t), decayed_step = lane <= t ? FastExp2(log_row - log) * step : 0;
-      const uint2 own = in.x.Result();
       if (n == 0) WaitFor(scored, 0);
       const float weight = lane <= t ? memory.scores[lane] * decayed_step : 0, following = __shfl_down_sync(~0u, weight, 1);
       uint2 split;
@@ -203,35 +200,43 @@ __global__ void __launch_bounds__(kThreads, kResident)
       row.decayed_steps[lane] = decayed_step;
       if (lane % 2 == 0) row.weights[lane / 2] = split;
       if (lane == 0) row.from_start = FastExp2(log_row);
-      if (lane < 16) *reinterpret_cast<uint2*>(memory.stages[n % kStages].x + t * kXRow + lane * 4) = own;
-      arrive(known(n));
-      if (!keeps) continue;  // no block of this launch reads these entries
-      if (lane == t) o.KeptSteps(s, s.position)[first_head + n] = in.raw_step;
-      if (lane < 16) {
-        *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column_of(n)) = own;
-        *reinterpret_cast<uint2*>(conv.Kept(s, s.position) + column_of(n)) = in.x.inputs[kTaps - 1];
-      }
+      if (lane < 16)
+        *reinterpret_cast<uint2*>(memory.stages[n % kStages].x + t * kXRow + lane * 4) = *reinterpret_cast<const uint2*>(memory.own_x + n * kHeadDim + lane * 4);
+      Arrive(known(n));
     }
     return;
   }
 
-  // The row's B and C, by two warps; then each of them scores 16 tokens, {g, g + 8} of them in each column.
-  if (warp < 2) {
-    const int of_its = threadIdx.x % 32 * 4, column = (warp == 0 ? b_column : c_column) + of_its;
-    ConvRow in;
-    in.ReadWeights(conv, column), in.ReadKept(conv, s, column);
+  // The row's convolution, four channels at a time: B, C, and x of the block's heads. Then two warps score 16 tokens each, {g, g + 8} of them in each column.
+  {
+    constexpr int kFours = kState / 4, kMostItems = 2 * kFours + kMostHeads * kHeadDim / 4, kTimes = (kMostItems + kStateWarps * 32 - 1) / (kStateWarps * 32);
+    const int items = 2 * kFours + heads * (kHeadDim / 4);
+    const auto item_of = [](int time) { return static_cast<int>(threadIdx.x) + time * kStateWarps * 32; };
+    const auto column_of = [&](int item) {
+      return item < kFours ? b_column + item * 4 : item < 2 * kFours ? c_column + (item - kFours) * 4 : first_head * kHeadDim + (item - 2 * kFours) * 4;
+    };
+    ConvRow in[kTimes];
+#pragma unroll
+    for (int time = 0; time < kTimes; time++)
+      if (const int item = item_of(time); item < items) in[time].ReadWeights(conv, column_of(item)), in[time].ReadKept(conv, s, column_of(item));
     WaitForPrevious();
-    in.ReadOwn(conv, s, column);
-    const uint2 own = in.Result();
-    *reinterpret_cast<uint2*>((warp == 0 ? memory.b + t * kBRow : memory.c) + of_its) = own;
-    if (keeps && first_head == group * o.heads_per_group) {
-      *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column) = own;
-      *reinterpret_cast<uint2*>(conv.Kept(s, s.position) + column) = in.inputs[kTaps - 1];
+#pragma unroll
+    for (int time = 0; time < kTimes; time++)
+      if (const int item = item_of(time); item < items) in[time].ReadOwn(conv, s, column_of(item));
+#pragma unroll
+    for (int time = 0; time < kTimes; time++) {
+      const int item = item_of(time), column = column_of(item);
+      if (item >= items) break;
+      const uint2 own = in[time].Result();
+      bf16* const to = item < kFours ? memory.b + t * kBRow + item * 4 : item < 2 * kFours ? memory.c + (item - kFours) * 4 : memory.own_x + (item - 2 * kFours) * 4;
+      *reinterpret_cast<uint2*>(to) = own;
+      if (keeps && (item >= 2 * kFours || first_head == group * o.heads_per_group)) {
+        *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column) = own;
+        *reinterpret_cast<uint2*>(conv.Kept(s, s.position) + column) = in[time].inputs[kTaps - 1];
+      }
     }
-  } else {
-    WaitForPrevious();
   }
-  asm volatile("bar.sync 1, %0;" ::"n"(kStateWarps * 32) : "memory");
+  wait_for_row();
   uint32_t c[kState / 16][2];
 #pragma unroll
   for (int k = 0; k < kState / 16; k++)
@@ -248,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
       MultiplyAdd(score, b, c[k][0], c[k][1]);
     }
     if (q == 0) memory.scores[warp * 16 + g] = score[0], memory.scores[warp * 16 + 8 + g] = score[2];
-    arrive(scored);
+    Arrive(scored);
   }
 
   // A warp has 16 rows of S, as a product's first operand; the row's C is each of the second one's eight columns. Row r of the product is row 4 (r mod 4) + r /
@@ -343,7 +348,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         }
       }
     }
-    arrive(empty(n));
+    Arrive(empty(n));
   }
 #endif
 }
@@ -353,7 +358,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
 bool ConvScanOneRow(State& device, const ScanOperands<bf16>& o, const ConvOperands& conv, int64_t count) {
   if (!device.hopper()) return false;
   // As many heads to a block as take the fewest rounds of them; what comes before the first one takes about as long as a head.
-  constexpr int64_t kMostHeads = 16;
   const auto cost = [&](int64_t heads) { return DivideUp(o.heads / heads * count, int64_t{kResident} * device.sms()) * (heads + 1); };
   int64_t heads = 1;
   for (int64_t more = 2; more <= kMostHeads && o.heads_per_group % more == 0; more *= 2)
