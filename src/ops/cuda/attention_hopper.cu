@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "ops/cuda/attention.cuh"
+#include "ops/cuda/wgmma.cuh"
 
 // Flash attention for prompts on Hopper, heads of 128: as attention_flash.cu, with products of warpgroups (wgmma). A warpgroup of its own brings keys and values
 // to shared memory; the others each have 64 rows, and issue the scores of a block before the output of the one before, so that the exponentials of one go on
@@ -20,55 +21,6 @@ constexpr size_t kSharedBytes = 1024 + (kGroups + kBuffers) * static_cast<size_t
 constexpr int kKeys = static_cast<int>(kKvBlock);
 constexpr int kAhead = 4;      // copies of tiles that may be on their way
 constexpr int kLoaders = 128;  // threads
-
-// Of a matrix at `address` whose groups of 8 rows lie 1024 bytes apart; `columns`: from 64 columns to the next, where a product takes more of them as they lie.
-__device__ __forceinline__ uint64_t Descriptor(uint32_t address, int columns) {
-  return static_cast<uint64_t>(address >> 4 & 0x3fff) | static_cast<uint64_t>(columns >> 4) << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-__device__ __forceinline__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void CommitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kLeft>
-__device__ __forceinline__ void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-}
-// Keeps the compiler from using what products write before they are waited for.
-template <int kCount>
-__device__ __forceinline__ void Pin(float (&x)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-__device__ __forceinline__ void Pin(uint32_t (&x)[kKeys / 16][4]) {
-#pragma unroll
-  for (int i = 0; i < kKeys / 16; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j++) asm volatile("" : "+r"(x[i][j])::"memory");
-}
-// s [64, 64] (+)= a [64, 16] bᵀ, both in shared memory with rows of 16 columns side by side.
-__device__ __forceinline__ void MultiplyScores(float (&s)[32], uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 0;\n}"
-      : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]), "+f"(s[7]),
-                 "+f"(s[8]), "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]), "+f"(s[13]), "+f"(s[14]), "+f"(s[15]),
-                 "+f"(s[16]), "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]), "+f"(s[23]),
-                 "+f"(s[24]), "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]), "+f"(s[30]), "+f"(s[31])
-      : "l"(a), "l"(b), "r"(add));
-}
-// o [64, 128] += a [64, 16] (registers) b [16, 128] (shared memory, by rows).
-__device__ __forceinline__ void MultiplyValues(float (&o)[64], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
-      : "+f"(o[0]), "+f"(o[1]), "+f"(o[2]), "+f"(o[3]), "+f"(o[4]), "+f"(o[5]), "+f"(o[6]), "+f"(o[7]),
-                 "+f"(o[8]), "+f"(o[9]), "+f"(o[10]), "+f"(o[11]), "+f"(o[12]), "+f"(o[13]), "+f"(o[14]), "+f"(o[15]),
-                 "+f"(o[16]), "+f"(o[17]), "+f"(o[18]), "+f"(o[19]), "+f"(o[20]), "+f"(o[21]), "+f"(o[22]), "+f"(o[23]),
-                 "+f"(o[24]), "+f"(o[25]), "+f"(o[26]), "+f"(o[27]), "+f"(o[28]), "+f"(o[29]), "+f"(o[30]), "+f"(o[31]),
-                 "+f"(o[32]), "+f"(o[33]), "+f"(o[34]), "+f"(o[35]), "+f"(o[36]), "+f"(o[37]), "+f"(o[38]), "+f"(o[39]),
-                 "+f"(o[40]), "+f"(o[41]), "+f"(o[42]), "+f"(o[43]), "+f"(o[44]), "+f"(o[45]), "+f"(o[46]), "+f"(o[47]),
-                 "+f"(o[48]), "+f"(o[49]), "+f"(o[50]), "+f"(o[51]), "+f"(o[52]), "+f"(o[53]), "+f"(o[54]), "+f"(o[55]),
-                 "+f"(o[56]), "+f"(o[57]), "+f"(o[58]), "+f"(o[59]), "+f"(o[60]), "+f"(o[61]), "+f"(o[62]), "+f"(o[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
 
 // The softmax of two rows of a thread so far.
 struct Softmax {
@@ -190,19 +142,19 @@ __global__ void __launch_bounds__((kGroups + 1) * 128, 1) HopperKernel(const Att
     last_key[h] = position + min(count - 1, (warpgroup * kGroupRows + warp * 16 + h * 8 + lane / 4) / group) - lane % 4 * 2;  // of the lane's first column
   const float to_log2 = o.scale * 1.4426950408889634f;
   const auto masked = [&](int block) { return block * kKeys + kKeys - 1 > position + first_token; };
-  const uint64_t q_descriptor = Descriptor(q, 16);
+  const uint64_t q_descriptor = Describe(q);
   const auto scores_of = [&](float(&score)[32], int block) {
-    const uint64_t k = Descriptor(buffers + static_cast<uint32_t>(2 * block % kBuffers) * kTile, 16);
+    const uint64_t k = Describe(buffers + static_cast<uint32_t>(2 * block % kBuffers) * kTile);
 #pragma unroll
     for (int d = 0; d < kDim / 16; d++) {
       const uint64_t at = static_cast<uint64_t>((d / 4 * kHalf + d % 4 * 32) >> 4);
-      MultiplyScores(score, q_descriptor + at, k + at, d > 0);
+      Multiply<kKeys>(score, q_descriptor + at, k + at, d > 0);
     }
   };
   const auto add_values = [&](float(&out)[64], const uint32_t(&weights)[kKeys / 16][4], int block) {
-    const uint64_t v = Descriptor(buffers + static_cast<uint32_t>((2 * block + 1) % kBuffers) * kTile, kHalf);
+    const uint64_t v = Describe(buffers + static_cast<uint32_t>((2 * block + 1) % kBuffers) * kTile, kHalf);
 #pragma unroll
-    for (int n = 0; n < kKeys / 16; n++) MultiplyValues(out, weights[n], v + static_cast<uint64_t>((n * 16 * 128) >> 4));
+    for (int n = 0; n < kKeys / 16; n++) MultiplyColumns(out, weights[n], v + static_cast<uint64_t>((n * 16 * 128) >> 4));
   };
 
   float out[64], score[32], factor[2];

@@ -106,20 +106,21 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     float sum[kRows / 2] = {};
     for (int s = 0; s < count; s++) {
       WaitFor(&full[slot], parity);
-      const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * kStageInputs * 2)), b = Describe(stages + slot * T::kStage + T::kWeights);
-      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+      const char* const stage_at = stages + slot * T::kStage;
+      const uint64_t a = Describe(SharedAddress(stage_at + consumer * (64 * kStageInputs * 2))), b = Describe(SharedAddress(stage_at + T::kWeights));
+      BeginProducts();
 #pragma unroll
       for (int k = 0; k < T::kInputs; k += 16) {
         const int box = k / kStageInputs, bytes = k % kStageInputs * 2;  // which, and within its rows
         Multiply<kRows>(sum, a + (box * outputs * kStageInputs * 2 + bytes) / 16, b + (box * T::kXBox + bytes) / 16, s > 0 || k > 0);
       }
-      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-      asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kBehind) : "memory");
+      CommitProducts();
+      WaitForProducts<kBehind>();
       if (s >= kBehind) release(kBehind);
       if (++slot == T::kStages) slot = 0, parity ^= 1;
     }
     if constexpr (kBehind > 0) {
-      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      WaitForProducts<0>();
       release(1);
     }
 

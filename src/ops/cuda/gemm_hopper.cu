@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
           const int slot = stage % T::kStages;
           if (stage >= T::kStages) WaitFor(&empty[slot], (stage / T::kStages - 1) & 1);
           ArriveForBytes(&full[slot], bytes);
-          CopyBox(stages + slot * T::kStage + place, map, &full[slot], (from + s) * kStageInputs, first);
+          CopyBox(SharedAddress(stages + slot * T::kStage + place), map, SharedAddress(&full[slot]), (from + s) * kStageInputs, first);
         }
       }
     }
@@ -103,16 +103,17 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
         for (int s = first; s < end; s++, stage++) {
           const int slot = stage % T::kStages;
           WaitFor(&full[slot], stage / T::kStages & 1);
-          const uint64_t a = Describe(stages + slot * T::kStage + consumer * (64 * 128)), b = Describe(stages + slot * T::kStage + T::kWeights);
-          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+          const char* const stage_at = stages + slot * T::kStage;
+          const uint64_t a = Describe(SharedAddress(stage_at + consumer * (64 * kStageInputs * 2))), b = Describe(SharedAddress(stage_at + T::kWeights));
+          BeginProducts();
 #pragma unroll
           for (int k = 0; k < kStageInputs / 16; k++) Multiply<kRows>(sum, a + 2 * k, b + 2 * k, s > first || k > 0);
-          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          CommitProducts();
           // The stage before this one has been read then.
-          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+          WaitForProducts<1>();
           if (s > first) release(stage - 1);
         }
-        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        WaitForProducts<0>();
         release(stage - 1);
       };
       if constexpr (kHalves) {
@@ -138,17 +139,6 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
 #endif
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-Encode Encoder() {
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result) != cudaSuccess) return Encode{};
-    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : Encode{};
-  }();
-  return encode;
-}
-
 template <int kRows, bool kHalves>
 void Run(State& state, const Product& p) {
   using T = Tiles<kRows, kHalves>;
@@ -163,26 +153,15 @@ void Run(State& state, const Product& p) {
 }  // namespace
 
 CUtensorMap MapOf(const void* data, int64_t rows, int64_t in, int64_t stride, int box) {
-  const cuuint64_t size[] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)}, pitch[] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t boxes[] = {kStageInputs, static_cast<cuuint32_t>(box)}, steps[] = {1, 1};
-  CUtensorMap map;
-  CHECK(Encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), size, pitch, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
-  return map;
+  return TensorMap(data, {{in, 1, kStageInputs}, {rows, stride, box}}, 256);
 }
 
 CUtensorMap MapOfBoxes(const void* data, int64_t rows, int64_t in, int64_t stride, int box, int boxes) {
-  const cuuint64_t size[] = {kStageInputs, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(in / kStageInputs)};
-  const cuuint64_t pitch[] = {static_cast<cuuint64_t>(stride) * 2, kStageInputs * 2};
-  const cuuint32_t shape[] = {kStageInputs, static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(boxes)}, steps[] = {1, 1, 1};
-  CUtensorMap map;
-  // Not L2_256B: of long rows that are read in this way DRAM gives 7 % less with it.
-  CHECK(Encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), size, pitch, shape, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
-  return map;
+  // Not 256: of long rows that are read in this way DRAM gives 7 % less with it.
+  return TensorMap(data, {{kStageInputs, 1, kStageInputs}, {rows, stride, box}, {in / kStageInputs, kStageInputs, boxes}}, 128);
 }
 
-bool HasHopperProducts(const State& state) { return state.hopper() && Encoder() != nullptr; }
+bool HasHopperProducts(const State& state) { return HasTensorMaps(state); }
 
 void HopperProduct(State& state, const Product& p) {
   CHECK(p.rows < (int64_t{1} << 30) && p.out < (int64_t{1} << 30) && p.in < (int64_t{1} << 30));

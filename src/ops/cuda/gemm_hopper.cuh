@@ -1,12 +1,12 @@
 #pragma once
 
-#include <cuda.h>
-
 #include <algorithm>
 
 #include "ops/cuda/gemm.cuh"
+#include "ops/cuda/tensor_map.cuh"
+#include "ops/cuda/wgmma.cuh"
 
-// Hopper's own instructions, for products: bulk copies (TMA) into swizzled shared memory by one thread, warpgroup products (wgmma) from there.
+// What the products by Hopper's instructions share: copies of W and x by one thread each, halves of a tile in the two blocks of a cluster, results on their way out.
 namespace bamba::cuda {
 
 inline constexpr int kStageInputs = 64;  // of a box: rows of 128 bytes
@@ -37,8 +37,6 @@ __device__ __forceinline__ void WaitForCluster(uint64_t* barrier, int parity) {
       "r"(parity)
       : "memory");
 }
-// The first copy needn't wait for its map then.
-__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 __device__ __forceinline__ int RankInCluster() {
   int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -69,13 +67,6 @@ __device__ __forceinline__ void AddSums(float (&sums)[kRows / 2], const float4* 
     sums[i] += v.x, sums[i + 1] += v.y, sums[i + 2] += v.z, sums[i + 3] += v.w;
   }
 }
-// A box of the matrix behind `map`, from input k and row `row` on.
-__device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, uint64_t* barrier, int k, int row) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
-               "r"(SharedAddress(barrier)), "r"(k), "r"(row)
-               : "memory");
-}
-
 // The boxes from number `box` along the inputs on, for a map of MapOfBoxes.
 __device__ __forceinline__ void CopyBoxes(void* to, const CUtensorMap* map, uint64_t* barrier, int box, int row) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(SharedAddress(to)), "l"(map),
@@ -91,52 +82,6 @@ __device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, ui
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(SharedAddress(to)),
       "l"(map), "r"(SharedAddress(barrier)), "r"(0), "r"(row), "r"(box), "l"(policy)
       : "memory");
-}
-
-// Rows of 128 bytes in groups of eight, 1024 bytes each, swizzled over 128 bytes.
-__device__ __forceinline__ uint64_t Describe(const void* p) {
-  return (SharedAddress(p) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-
-// d = a bᵀ, or d += a bᵀ where `add`: 16 inputs of 64 outputs (a) and kRows rows (b).
-template <int kRows>
-__device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint64_t b, int add) {
-#define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define BAMBA_D32(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12), BAMBA_D4(i + 16), BAMBA_D4(i + 20), BAMBA_D4(i + 24), BAMBA_D4(i + 28)
-// The first so many operands by their numbers.
-#define BAMBA_R4 "%0, %1, %2, %3"
-#define BAMBA_R8 BAMBA_R4 ", %4, %5, %6, %7"
-#define BAMBA_R16 BAMBA_R8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define BAMBA_R32 BAMBA_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define BAMBA_R64 BAMBA_R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define BAMBA_R96 BAMBA_R64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define BAMBA_R128 BAMBA_R96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
-  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-// For a number of rows: the sums' operands and the numbers of those after them.
-#define BAMBA_MULTIPLY(rows, sums, of_a, of_b, of_add, ...)                                                                                        \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #of_add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #rows "k16.f32.bf16.bf16 {" sums "}, %" #of_a \
-               ", %" #of_b ", p, 1, 1, 0, 0;\n}\n"                                                                                                  \
-               : __VA_ARGS__                                                                                                                        \
-               : "l"(a), "l"(b), "r"(add))
-  if constexpr (kRows == 8) BAMBA_MULTIPLY(8, BAMBA_R4, 4, 5, 6, BAMBA_D4(0));
-  else if constexpr (kRows == 16) BAMBA_MULTIPLY(16, BAMBA_R8, 8, 9, 10, BAMBA_D4(0), BAMBA_D4(4));
-  else if constexpr (kRows == 32) BAMBA_MULTIPLY(32, BAMBA_R16, 16, 17, 18, BAMBA_D4(0), BAMBA_D4(4), BAMBA_D4(8), BAMBA_D4(12));
-  else if constexpr (kRows == 64) BAMBA_MULTIPLY(64, BAMBA_R32, 32, 33, 34, BAMBA_D32(0));
-  else if constexpr (kRows == 128) BAMBA_MULTIPLY(128, BAMBA_R64, 64, 65, 66, BAMBA_D32(0), BAMBA_D32(32));
-  else if constexpr (kRows == 192) BAMBA_MULTIPLY(192, BAMBA_R96, 96, 97, 98, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64));
-  else if constexpr (kRows == 256) BAMBA_MULTIPLY(256, BAMBA_R128, 128, 129, 130, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64), BAMBA_D32(96));
-#undef BAMBA_MULTIPLY
-#undef BAMBA_R128
-#undef BAMBA_R96
-#undef BAMBA_R64
-#undef BAMBA_R32
-#undef BAMBA_R16
-#undef BAMBA_R8
-#undef BAMBA_R4
-#undef BAMBA_D32
-#undef BAMBA_D4
 }
 #endif
 

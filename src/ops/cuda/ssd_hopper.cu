@@ -2,12 +2,12 @@
 // brings the chunks' inputs to shared memory and computes the decays; a warpgroup computes the weights of x. The others each keep the state of a head in
 // registers, the accumulators of its products, along the whole sequence: only these products follow each other from chunk to chunk.
 // The numbers are ssd_chunks.cu's: products of 16, in the same order.
-#include <cuda.h>
-
 #include <cstddef>
 
 #include "ops/cuda/ssd.cuh"
 #include "ops/cuda/ssd_tensor.cuh"
+#include "ops/cuda/tensor_map.cuh"
+#include "ops/cuda/wgmma.cuh"
 
 namespace bamba::cuda {
 namespace {
@@ -41,64 +41,10 @@ template <int kHeads>
 constexpr size_t kSharedBytes = sizeof(HopperMemory<kHeads>) + 1024;  // 1024: to align it
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// 64 columns of 32 rows of the matrix behind `map`.
-__device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, uint32_t barrier, int column, int row) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier),
-               "r"(column), "r"(row)
-               : "memory");
-}
-
 // Four matrices of LoadTransposed, the other way.
 __device__ __forceinline__ void StoreTransposed(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
-// Of a matrix at `address` whose groups of 8 rows lie 1024 bytes apart; `columns`: from 64 columns to the next, where a product takes more of them as they lie.
-__device__ __forceinline__ uint64_t Descriptor(uint32_t address, int columns) {
-  return static_cast<uint64_t>(address >> 4 & 0x3fff) | static_cast<uint64_t>(columns >> 4) << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-__device__ __forceinline__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void CommitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kLeft>
-__device__ __forceinline__ void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-}
-// Keeps the compiler from using what products write, and from overwriting what they read, before they are waited for.
-template <int kCount>
-__device__ __forceinline__ void Pin(float (&x)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-template <int kCount>
-__device__ __forceinline__ void Pin(uint32_t (&x)[kCount][4]) {
-#pragma unroll
-  for (int i = 0; i < kCount; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j++) asm volatile("" : "+r"(x[i][j])::"memory");
-}
-#define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define BAMBA_D16(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12)
-// d [64, 32] (+)= a [64, 16] (registers) bᵀ: b has 32 rows of 16 columns.
-__device__ __forceinline__ void MultiplyRows(float (&d)[16], const uint32_t (&a)[4], uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, %20, "
-      "p, 1, 1, 0;\n}"
-      : BAMBA_D16(0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-// d [64, 128] += a [64, 16] (registers) b [16, 128], by rows.
-__device__ __forceinline__ void MultiplyColumns(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
-      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
-      : BAMBA_D16(0), BAMBA_D16(16), BAMBA_D16(32), BAMBA_D16(48)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-#undef BAMBA_D16
-#undef BAMBA_D4
-
 __device__ __forceinline__ uint32_t Place(int row, int unit) { return cuda::Place(row, unit, kRow); }
 #endif
 
@@ -292,8 +238,8 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; chunk++) {
     const uint32_t at = stage_at(chunk);
-    const uint64_t c = Descriptor(at + offsetof(Stage, c), 16), b = Descriptor(at, kMatrix);
-    const uint64_t w = Descriptor(at + static_cast<uint32_t>(offsetof(Stage, weights)) + warpgroup * kMatrix, 16);
+    const uint64_t c = Describe(at + offsetof(Stage, c)), b = Describe(at, kMatrix);
+    const uint64_t w = Describe(at + static_cast<uint32_t>(offsetof(Stage, weights)) + warpgroup * kMatrix);
     const Decays& decays = memory.decays[chunk % kStages][warpgroup];
     uint32_t carried[kState / 16][4];
 #pragma unroll
@@ -379,27 +325,11 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
 #endif
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-Encode Encoder() {
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result) != cudaSuccess) return Encode{};
-    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : Encode{};
-  }();
-  return encode;
-}
-
 template <int kHeads>
 void LaunchHopper(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) {
   // Boxes of a chunk's rows by 64 columns. Fewer rows are not copied that way.
   CUtensorMap map = {};
-  if (o.rows >= kChunk) {
-    const cuuint64_t size[] = {static_cast<cuuint64_t>(o.columns), static_cast<cuuint64_t>(o.rows)}, pitch[] = {static_cast<cuuint64_t>(o.xbc.stride) * 2};
-    const cuuint32_t box[] = {64, kChunk}, steps[] = {1, 1};
-    CHECK(Encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16*>(o.xbc.data), size, pitch, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                    CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
-  }
+  if (o.rows >= kChunk) map = TensorMap(o.xbc.data, {{o.columns, 1, 64}, {o.rows, o.xbc.stride, kChunk}}, 256);
   Launch(device, HopperChunks<kHeads>, dim3(static_cast<unsigned>(o.heads / kHeads), static_cast<unsigned>(count)), dim3(kThreads<kHeads>), kSharedBytes<kHeads>,
          map, o, picked);
 }
@@ -407,7 +337,7 @@ void LaunchHopper(State& device, const ScanOperands<bf16>& o, const Picked& pick
 }  // namespace
 
 bool ScanChunksOnHopper(State& device, const ScanOperands<bf16>& o, const Picked& picked, int64_t count) {
-  if (!device.hopper() || Encoder() == nullptr) return false;
+  if (!HasTensorMaps(device)) return false;
   // Two heads share B, C and their products; but few sequences make too few blocks of them.
   const bool two = o.heads_per_group % 2 == 0 && o.heads * count >= 2 * device.sms();
   two ? LaunchHopper<2>(device, o, picked, count) : LaunchHopper<1>(device, o, picked, count);

@@ -1,7 +1,7 @@
 // Convolution and scan of sequences of one row on Hopper, with the numbers of conv.cu and ssd_chunks.cu: the same sums, and the same products of 16 in the same
-// order. It is bound by reading the state. A block has some heads of a sequence, which have B and C in common: the convolution of those and of the heads' x, and
-// the tokens' scores, come first, once. Then it goes from head to head: a warp brings what the slot holds to shared memory, of the next one while one is computed;
-// another one computes decays and weights; four have 16 rows of S each.
+// order. It is bound by reading the state. A block has some heads of a sequence, which have B and C in common: the convolution of those and of the heads' x,
+// and the tokens' scores, come first, once. Then it goes from head to head: a warp brings what the slot holds to shared memory, of the next one while one is
+// computed; another one computes decays and weights; four have 16 rows of S each.
 //
 // What a row finds in its slot is older than the step: a copy to the device (State::Begin) lies between whatever wrote it and the step's first kernel, and in a
 // step nobody else has that slot of that layer. So it is asked for before WaitForPrevious.
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const auto wait_for_row = [] { asm volatile("bar.sync 1, %0;" ::"n"((kStateWarps + 1) * 32) : "memory"); };
 
   if (warp == kStateWarps) {
-    // Lane i has token i's step, and the log of the decay from the chunk's start. Nothing in the loop over the heads comes from global memory, which takes longer
-    // than a head while all others read states.
+    // Lane i has token i's step, and the log of the decay from the chunk's start. Nothing in the loop over the heads comes from global memory, which takes
+    // longer than a head while all others read states.
     HeadNumbers numbers = {};
     if (lane < heads) numbers = NumbersOf(o, first_head + lane);
     const auto read_steps = [&](bool these, const bf16* from) {
@@ -201,7 +201,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
       if (lane % 2 == 0) row.weights[lane / 2] = split;
       if (lane == 0) row.from_start = FastExp2(log_row);
       if (lane < 16)
-        *reinterpret_cast<uint2*>(memory.stages[n % kStages].x + t * kXRow + lane * 4) = *reinterpret_cast<const uint2*>(memory.own_x + n * kHeadDim + lane * 4);
+        *reinterpret_cast<uint2*>(memory.stages[n % kStages].x + t * kXRow + lane * 4) =
+            *reinterpret_cast<const uint2*>(memory.own_x + n * kHeadDim + lane * 4);
       Arrive(known(n));
     }
     return;
@@ -228,7 +229,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int item = item_of(time), column = column_of(item);
       if (item >= items) break;
       const uint2 own = in[time].Result();
-      bf16* const to = item < kFours ? memory.b + t * kBRow + item * 4 : item < 2 * kFours ? memory.c + (item - kFours) * 4 : memory.own_x + (item - 2 * kFours) * 4;
+      bf16* to = memory.own_x + (item - 2 * kFours) * 4;
+      if (item < kFours) to = memory.b + t * kBRow + item * 4;
+      else if (item < 2 * kFours) to = memory.c + (item - kFours) * 4;
       *reinterpret_cast<uint2*>(to) = own;
       if (keeps && (item >= 2 * kFours || first_head == group * o.heads_per_group)) {
         *reinterpret_cast<uint2*>(o.KeptRow(s, s.position) + column) = own;
