@@ -33,10 +33,19 @@ struct WeightRows {
   }
 };
 
-// Eight inputs of row j and, where a vector has room for it, of row j + kFewVecs.
+// Few rows are taken in so many tiles, as even as can be. With bf16 at AVX2 they are pairs, where one is left over once three: of pairs the sums leave room
+// for the pattern of ShuffleWeights, and take 15 % less time a row than threes (Zen 4).
 template <typename W>
+int64_t FewTiles(int64_t rows) {
+  if (HWY_TARGET == HWY_AVX2 && std::is_same_v<W, Bf16>) return std::max(rows / 2, int64_t{1});
+  return CeilDiv(rows, int64_t{kFewRows});
+}
+
+// Eight inputs of row j and, where a vector has room for it, of row j + kFewVecs. kRows: of x, which they are for.
+template <int kRows, typename W>
 HWY_INLINE Vec LoadEights(const WeightRows<W, kFewOutputs>& w, int64_t j, int64_t k) {
 #if HWY_TARGET == HWY_AVX2
+  if constexpr (std::is_same_v<W, Bf16> && kRows <= 2) return ShuffleWeights(w.at[j] + k);
   return LoadWeights(w.at[j] + k);
 #else
   return LoadTwoHalves(w.at[j] + k, w.at[j + kFewVecs] + k);
@@ -98,10 +107,13 @@ struct Rows {
   int64_t y_stride;
 };
 
-// kRows rows of x times up to kFewOutputs outputs.
+// kRows rows of x times up to kFewOutputs outputs. The tiles of rows come one after the other, this one as number `turn` of `turns`: each asks for some of the
+// outputs' weights ahead, so that memory is read all the time and not while the first one is computed alone (four rows with bf16 at AVX2: 25 % faster).
+// Not inlined: beside each other the tiles' registers are chosen badly.
 template <int kRows, typename W>
-void StreamTile(const Rows& rows, const W* first, int64_t w_stride, int64_t all, const float* bias, int64_t outputs) {
+HWY_NOINLINE void StreamTile(const Rows& rows, const W* first, int64_t w_stride, int64_t all, const float* bias, int64_t outputs, int64_t turn, int64_t turns) {
   const WeightRows<W, kFewOutputs> w(first, w_stride, outputs);
+  const int64_t ask_from = turn * kFewOutputs / turns, ask_end = (turn + 1) * kFewOutputs / turns;
   int64_t k = 0;
   do {  // once also where there are no inputs
     const int64_t end = std::min(k + kBlockK, all);
@@ -118,16 +130,15 @@ void StreamTile(const Rows& rows, const W* first, int64_t w_stride, int64_t all,
       for (int r = 0; r < kRows; r++) xs[r] = RepeatEight(x + r * x_stride + at);
 #pragma GCC unroll 4
       for (int j = 0; j < kFewVecs; j++) {
-        const Vec eights = LoadEights(ws, j, at);
+        const Vec eights = LoadEights<kRows>(ws, j, at);
 #pragma GCC unroll 6
         for (int r = 0; r < kRows; r++) sums[r][j] = hn::MulAdd(xs[r], eights, sums[r][j]);
       }
     };
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
     while (k + kLine <= end) {
-      // Two tiles ahead: far enough for the second level cache, and across the ends of rows.
-#pragma GCC unroll 8
-      for (int64_t j = 0; j < kFewOutputs; j++) __builtin_prefetch(w.at[j] + k + 2 * kFewOutputs * w_stride, 0, 2);
+      // Two tiles of outputs ahead: far enough for the second level cache, and across the ends of rows.
+      for (int64_t j = ask_from; j < ask_end; j++) __builtin_prefetch(first + (j + 2 * kFewOutputs) * w_stride + k, 0, 2);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kLine; i += kSums, k += kSums) step(rows.x, rows.x_stride, w, k);
     }
@@ -192,7 +203,7 @@ void StreamOneByOne(const float* x, const float* first, int64_t w_stride, int64_
 // Few rows: outputs [begin, end), the weight read once, from memory, and decoded in registers for each tile of rows.
 template <typename W>
 void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t begin, int64_t end) {
-  const int64_t rows = x.rows(), tile_rows = EvenPiece(rows, kFewRows);
+  const int64_t rows = x.rows(), tiles = FewTiles<W>(rows);
   for (int64_t n = begin; n < end; n += kFewOutputs) {
     const int64_t outputs = std::min(kFewOutputs, end - n);
     HWY_ALIGN float bias[kFewOutputs];
@@ -203,10 +214,11 @@ void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int6
         continue;
       }
     }
-    for (int64_t r = 0; r < rows; r += tile_rows) {
+    for (int64_t t = 0; t < tiles; t++) {
+      const int64_t r = t * rows / tiles;
       const Rows tile = {x.Row<float>(r), x.stride(0), y.Row<float>(r) + n, y.stride(0)};
-      WithRows<kFewRows>(std::min(tile_rows, rows - r), [&](auto count) HWY_ATTR {
-        StreamTile<decltype(count)::value>(tile, w.weight.Row<W>(n), w.weight.stride(0), x.cols(), bias, outputs);
+      WithRows<kFewRows>((t + 1) * rows / tiles - r, [&](auto count) HWY_ATTR {
+        StreamTile<decltype(count)::value>(tile, w.weight.Row<W>(n), w.weight.stride(0), x.cols(), bias, outputs, t, tiles);
       });
     }
   }
@@ -339,7 +351,7 @@ void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int
 }
 
 // From this number of rows on, decoding and turning the weight once pays.
-constexpr int64_t kManyRows = 16;
+constexpr int64_t kManyRows = HWY_TARGET == HWY_AVX2 ? 24 : 16;
 
 // Few rows times one matrix or several, whose outputs lie side by side in y: one loop, so that the threads wait for each other once.
 template <typename W>

@@ -30,6 +30,17 @@ HWY_INLINE Vec LoadWeights(const F16* p) {
   return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::float16_t, Floats>(), reinterpret_cast<const hwy::float16_t*>(p)));
 }
 
+#if HWY_TARGET == HWY_AVX2
+// The same by one shuffle instead of two instructions and more, if there is a register for its pattern: both halves of a vector are loaded with all eight, and
+// each takes four.
+HWY_INLINE Vec ShuffleWeights(const Bf16* p) {
+  const __m256i pattern = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
+                                           -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return Vec{_mm256_castsi256_ps(_mm256_shuffle_epi8(both, pattern))};
+}
+#endif
+
 // Likewise of kLanes / 2 weights from each of two places.
 HWY_INLINE Vec LoadTwoHalves(const float* low, const float* high) {
   const hn::Half<Floats> half;
