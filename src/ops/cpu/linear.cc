@@ -107,13 +107,16 @@ struct Rows {
   int64_t y_stride;
 };
 
-// kRows rows of x times up to kFewOutputs outputs. The tiles of rows come one after the other, this one as number `turn` of `turns`: each asks for some of the
-// outputs' weights ahead, so that memory is read all the time and not while the first one is computed alone (four rows with bf16 at AVX2: 25 % faster).
+// kRows rows of x times up to kFewOutputs outputs. The tiles of rows come one after the other, this one as number `turn` of `turns`: each asks for its share of
+// the weights ahead, so that memory is read all the time and not while the first one is computed alone (four rows with bf16 at AVX2: 25 % faster).
 // Not inlined: beside each other the tiles' registers are chosen badly.
 template <int kRows, typename W>
 HWY_NOINLINE void StreamTile(const Rows& rows, const W* first, int64_t w_stride, int64_t all, const float* bias, int64_t outputs, int64_t turn, int64_t turns) {
   const WeightRows<W, kFewOutputs> w(first, w_stride, outputs);
-  const int64_t ask_from = turn * kFewOutputs / turns, ask_end = (turn + 1) * kFewOutputs / turns;
+  // The weights of two tiles of outputs ahead, far enough for the second level cache, in the order in which they lie: so the processor's own prefetchers follow
+  // (one row with bf16 at AVX2: 5 % faster than row beside row).
+  const int64_t ask_from = turn * kFewOutputs / turns, lines = (turn + 1) * kFewOutputs / turns - ask_from;
+  const W* ask = first + (2 * kFewOutputs + ask_from) * w_stride;
   int64_t k = 0;
   do {  // once also where there are no inputs
     const int64_t end = std::min(k + kBlockK, all);
@@ -137,8 +140,7 @@ HWY_NOINLINE void StreamTile(const Rows& rows, const W* first, int64_t w_stride,
     };
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
     while (k + kLine <= end) {
-      // Two tiles of outputs ahead: far enough for the second level cache, and across the ends of rows.
-      for (int64_t j = ask_from; j < ask_end; j++) __builtin_prefetch(first + (j + 2 * kFewOutputs) * w_stride + k, 0, 2);
+      for (int64_t j = 0; j < lines; j++, ask += kLine) __builtin_prefetch(ask, 0, 2);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kLine; i += kSums, k += kSums) step(rows.x, rows.x_stride, w, k);
     }
