@@ -25,6 +25,11 @@ __device__ __forceinline__ void FenceForProducts() { asm volatile("fence.proxy.a
 __device__ __forceinline__ void InitBarrier(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
+// Once all are set up: copies and, after they have met, the other threads and blocks of the cluster find them so.
+__device__ __forceinline__ void PublishBarriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  FenceForProducts();
+}
 __device__ __forceinline__ void Arrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
 }

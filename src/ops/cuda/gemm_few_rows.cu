@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   if (threadIdx.x == 0) {
     for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 2), InitBarrier(&empty[s], kConsumers * 4);
     InitBarrier(&other_half, 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    PublishBarriers();
     if constexpr (kHalves) ArriveForBytes(&other_half, T::kOtherHalf);
     // The weights of the first stages needn't wait for the kernel ahead.
     for (int s = 0; s < early; s++) copy_weights(s, 0, s);

@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kThreads<kHeads>, 1) HopperChunks(const __grid
   const auto stage_at = [&](int chunk) { return shared + static_cast<uint32_t>(chunk % kStages) * static_cast<uint32_t>(sizeof(Stage)); };
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 1 + 32), InitBarrier(full(i), 64), InitBarrier(empty(i), kHeads * 128);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    FenceForProducts();
+    PublishBarriers();
   }
   LetNextBegin();
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0), thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;

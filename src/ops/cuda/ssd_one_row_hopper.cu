@@ -115,8 +115,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; i++) InitBarrier(landed(i), 1 + 32), InitBarrier(known(i), 32), InitBarrier(empty(i), kStateWarps * 32);
     InitBarrier(b_landed, 32), InitBarrier(scored, 2 * 32);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    PublishBarriers();
   }
   LetNextBegin();
   __syncthreads();
