@@ -28,11 +28,9 @@ void AttentionMixer(Context& ctx, const Config& c, const Attention& w, const Bat
 
 void Mlp(Context& ctx, const Config& c, const SwiGlu& w, const Tensor& u, const Tensor& y, SavedBlock* saved) {
   Tensor gate_up = ctx.Temp({u.rows(), 2 * c.ffn}), act = ctx.Temp({u.rows(), c.ffn});
-  Tensor gate = gate_up.Columns({0, c.ffn}), up = gate_up.Columns({c.ffn, c.ffn});
-  ops::Linears(ctx, u, {w.gate, w.up}, gate_up);
-  ops::SwiGlu(ctx, gate, up, act);
+  ops::SwiGluLinears(ctx, u, w.gate, w.up, gate_up, act);
   ops::Linear(ctx, act, w.down, y);
-  if (saved) saved->gate = gate, saved->up = up, saved->act = act;
+  if (saved) saved->gate = gate_up.Columns({0, c.ffn}), saved->up = gate_up.Columns({c.ffn, c.ffn}), saved->act = act;
 }
 
 }  // namespace

@@ -32,7 +32,9 @@
   X(SwiGluBackward)           \
   X(CrossEntropyBackward)
 // What a device may have in one piece, where ops.cc calls the parts if it doesn't.
-#define BAMBA_FUSED_OPS(X) X(ConvScan)
+#define BAMBA_FUSED_OPS(X) \
+  X(ConvScan)               \
+  X(SwiGluLinears)
 #define BAMBA_OPS(X) BAMBA_FORWARD_OPS(X) BAMBA_BACKWARD_OPS(X)
 
 namespace bamba {

@@ -16,7 +16,6 @@ namespace bamba {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kEpsBf16 = 0x1p-8;  // of a rounding to bf16, relative, with what f32 arithmetic adds
 
 // A matrix on the GPU that is columns of a wider one, `gap` more.
 struct There {

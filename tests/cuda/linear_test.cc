@@ -165,7 +165,52 @@ TEST(CudaLinear, Bf16IsAsGoodAsThePlainSum) {
     ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {1, 4096, 6144, 0}, false);
     ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {8, 14336, 130, 0}, false);
     ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {40, 2048, 130, 0}, false);
+    // Many outputs of some hundred rows: one and more rounds of blocks, blocks with fewer outputs at the end.
+    for (int64_t out : {97 * 132, 128 * 132, 224 * 132 - 8, 256 * 132 + 16}) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {97, 64, out, 8}, false);
+    ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {128, 704, 13000, 0}, false);
   }
+}
+
+// gate and up may be rounded to bf16 before their product is, or not.
+void ExpectSwiGluLinears(const Shape& s, bool invariant, bool adjacent) {
+  SCOPED_TRACE(testing::Message() << s.rows << " rows, " << s.in << " -> " << s.out << ", gap " << s.gap << ", invariant " << invariant << ", adjacent "
+                                  << adjacent);
+  Gpu gpu(Dtype::kBf16);
+  gpu.ctx.invariant = invariant;
+  const int64_t between = adjacent ? 0 : 8;
+  Matrix x(Dtype::kBf16, s.rows, s.in, 1), weights(Dtype::kBf16, 2 * s.out + between, s.in, 7);
+  const Tensor w = weights.tensor(), there = gpu.Upload(weights);
+  Poisoned gate_up(gpu, Dtype::kBf16, s.rows, 2 * s.out, 0), y(gpu, Dtype::kBf16, s.rows, s.out, s.gap);
+  ops::SwiGluLinears(gpu.ctx, UploadRows(gpu, x, s.gap), {there.Rows(0, s.out), {}}, {there.Rows(s.out + between, s.out), {}}, gate_up.tensor(), y.tensor());
+  const std::vector<double> got = Doubles(y.Result()), gates = Exact(x, {w.Rows(0, s.out), {}}), ups = Exact(x, {w.Rows(s.out + between, s.out), {}});
+  const std::vector<double> xs = Doubles(x), ws = Doubles(weights);
+  const auto dot_bound = [&](int64_t row, int64_t output) {
+    return DotBound(Norm(xs.data() + row * s.in, s.in, 1), Norm(ws.data() + output * s.in, s.in, 1), static_cast<double>(s.in));
+  };
+  for (int64_t t = 0; t < s.rows; t++)
+    for (int64_t n = 0; n < s.out; n++) {
+      const auto i = static_cast<size_t>(t * s.out + n);
+      const double gate = gates[i], up = ups[i], silu = gate / (1 + std::exp(-gate)), due = silu * up;
+      const double gate_error = dot_bound(t, n) + kEpsBf16 * std::abs(gate), up_error = dot_bound(t, s.out + between + n) + kEpsBf16 * std::abs(up);
+      // SiLU's slope is at most 1.1; the result is rounded, too, and the error's own error is of second order.
+      const double bound = 1.01 * (1.1 * gate_error * std::abs(up) + up_error * std::abs(silu) + kEpsBf16 * std::abs(due));
+      ASSERT_NEAR(got[i], due, bound) << "row " << t << ", output " << n;
+    }
+}
+
+TEST(CudaLinear, SwiGluOfTwoProducts) {
+  if (!Gpu::Here()) GTEST_SKIP() << Gpu::Reason();
+  for (const bool invariant : {false, true})
+    for (int64_t rows : {1, 64, 100, 130}) ExpectSwiGluLinears({rows, 136, 40, 8}, invariant, rows > 1);
+  // Many outputs of some hundred rows go by one kernel: one and more rounds of its blocks, a last block with fewer outputs, all its numbers of rows, and what it
+  // leaves to the others (inputs that aren't whole stages, rows that aren't aligned).
+  const int64_t sms = 132;
+  for (int64_t rows : {96, 97, 111, 112, 127, 128, 129}) ExpectSwiGluLinears({rows, 64, 48 * sms + 8, 8}, false, rows % 2 == 0);
+  for (int64_t out : {64 * sms, 64 * sms + 8, 112 * sms, 128 * sms - 56, 128 * sms + 8, 240 * sms + 40}) ExpectSwiGluLinears({110, 64, out, 0}, false, true);
+  ExpectSwiGluLinears({100, 448, 112 * sms, 0}, false, true);
+  ExpectSwiGluLinears({100, 72, 6400, 8}, false, true);
+  ExpectSwiGluLinears({100, 128, 6400, 3}, false, true);
+  ExpectSwiGluLinears({100, 128, 6401, 8}, false, true);
 }
 
 // What a row beside it holds, and what lies past a row's end, never gets into a result.

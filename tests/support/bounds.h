@@ -8,6 +8,7 @@
 namespace bamba {
 
 inline constexpr double kEps32 = 0x1p-24;  // unit roundoff of f32: |round(x) − x| ≤ kEps32 |x|
+inline constexpr double kEpsBf16 = 0x1p-8;  // of a rounding to bf16, 2⁻⁹, relative, with what f32 arithmetic adds to it
 
 // Two evaluations of one function in double, of at most some 10⁵ operations a number: a backward pass and the complex step, of which neither subtracts nearby
 // numbers, relative to the largest gradient element of the tensor; logits of about 5 by two implementations, absolute. Rounding alone, 2⁻⁵³ · √10⁵ of it, stays

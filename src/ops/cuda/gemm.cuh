@@ -40,6 +40,10 @@ inline int64_t FirstHalf(const State& state, const Product& p) {
   return HasHopperProducts(state) && p.out <= 32 * state.sms() && pieces >= 8 ? pieces / 2 * kPiece : p.in;
 }
 
+// y = x Wᵀ, or silu(x Wᵀ) · (x upᵀ) with `up` as large as W, in bf16: in one go, by Hopper's instructions. False for fewer rows, more, other shapes.
+inline constexpr int64_t kLeastWideRows = 97;
+bool WideProduct(State& state, const Product& p, const void* up = nullptr);
+
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.
 bool CublasProduct(State& state, const Product& p);
 // Opens the library, which takes a tenth of a second and more: for a thread that has the time. Else the first product that wants it does.

@@ -15,11 +15,14 @@ constexpr int kMostShared = (kRows <= 32 ? 204 : 222) * 1024;
 // kHalves: there are fewer tiles of 64 outputs than multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs (FirstHalf).
 template <bool kHalves, int kConsumers, int kRows>
 struct FewRows {
-  static constexpr int kThreads = (kConsumers + 1) * 128, kTile = 64 * kConsumers;                       // outputs
+  static constexpr int kMultiplying = kConsumers * 128, kThreads = kMultiplying + 2 * 32;  // two warps copy, and leave registers to the kernels around this one
+  static constexpr int kTile = 64 * kConsumers;                                            // outputs
   static constexpr int kBoxes = kRows <= 32 ? 4 : kRows <= 64 ? 2 : 1, kInputs = kBoxes * kStageInputs;  // of a stage
   static constexpr int kXBox = kRows * kStageInputs * 2, kX = kBoxes * kXBox, kWeights = kTile * kInputs * 2, kStage = kWeights + kX;
-  static constexpr int kResult = 4 * kResultBytes<kRows>;  // of a consumer, on their way out
-  static constexpr int kOtherHalf = kHalves ? kRows / 2 * 128 * 4 : 0, kBesideStages = kOtherHalf + kConsumers * kResult + 1024;
+  // Rows whose halves a block adds up and stores: the first one does all, of many rows each does its share.
+  static constexpr int kShare = kHalves && kRows > 64 ? kRows / 2 : kRows;
+  static constexpr int kResult = 4 * kResultBytes<kShare>;  // of a consumer, on their way out
+  static constexpr int kOtherHalf = kHalves ? kTile * kShare * 4 : 0, kBesideStages = kOtherHalf + kConsumers * kResult + 1024;
   static constexpr int kStages = (kMostShared<kRows> - kBesideStages) / kStage;
   static constexpr int kShared = kStages * kStage + kBesideStages;  // stages are aligned to 1024 bytes in it
 };
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     CopyWeights(stages + slot * T::kStage, tile < whole ? &weights : &last_weights, &full[slot], from / kStageInputs + s * T::kBoxes, first_of(tile));
   };
   const int early = min(count, T::kStages);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == T::kMultiplying) {
     for (int s = 0; s < T::kStages; s++) InitBarrier(&full[s], 2), InitBarrier(&empty[s], kConsumers * 4);
     InitBarrier(&other_half, 1);
     PublishBarriers();
@@ -65,7 +68,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
   else
     __syncthreads();
 
-  if (threadIdx.x < 128) {
+  if (threadIdx.x >= T::kMultiplying) {
     // copy(slot, tile, s) for all stages, from the first tile's `first` on.
     const auto copy_all = [&](int first, auto&& copy) {
       int slot = first, parity = 1;
@@ -76,9 +79,9 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
           copy(slot++, tile, s);
         }
     };
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == T::kMultiplying) {
       copy_all(early, copy_weights);
-    } else if (threadIdx.x == 32) {
+    } else if (threadIdx.x == T::kMultiplying + 32) {
       WaitForPrevious();
       copy_all(0, [&](int slot, int, int s) {
         ArriveForBytes(&full[slot], static_cast<int>(p.rows) * T::kInputs * 2);
@@ -92,10 +95,10 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     return;
   }
   WaitForPrevious();
-  const int consumer = static_cast<int>(threadIdx.x) / 128 - 1, thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
+  const int consumer = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
   char* const results = stages + T::kStages * T::kStage;
-  float4* const other = reinterpret_cast<float4*>(results) + thread;  // [kRows / 8][128]
-  float* const result = reinterpret_cast<float*>(results + T::kOtherHalf + consumer * T::kResult + warp * kResultBytes<kRows>);
+  float4* const other = reinterpret_cast<float4*>(results) + thread;  // [kShare / 8][128]
+  float* const result = reinterpret_cast<float*>(results + T::kOtherHalf + consumer * T::kResult + warp * kResultBytes<T::kShare>);
   int slot = 0, parity = 0;
   const auto release = [&](int behind) {  // the slot of so many stages ago
     if (lane == 0) Arrive(&empty[slot >= behind ? slot - behind : slot - behind + T::kStages]);
@@ -123,13 +126,27 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
       release(1);
     }
 
-    if constexpr (kHalves) {
-      if (half == 1) return SendToFirstBlock<kRows>(sum, other, &other_half);
+    const auto store = [&](const float (&sums)[T::kShare / 2], int row) {
+      const int output = consumer * 64 + warp * 16;  // of the tile
+      if (output < outputs) StoreSums<T::kShare>(p, sums, result, row, first_of(tile) + output);
+    };
+    if constexpr (!kHalves) {
+      store(sum, 0);
+    } else if constexpr (T::kShare == kRows) {
+      if (half == 1) return SendSums<kRows>(sum, other, &other_half, 0);
       WaitForCluster(&other_half, 0);
       AddSums<kRows>(sum, other);
+      store(sum, 0);
+    } else {
+      constexpr int kCount = T::kShare / 2;
+      float own[kCount], others[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; i++) own[i] = half == 0 ? sum[i] : sum[kCount + i], others[i] = half == 0 ? sum[kCount + i] : sum[i];
+      SendSums<T::kShare>(others, other, &other_half, 1 - half);
+      WaitForCluster(&other_half, 0);
+      AddSums<T::kShare>(own, other);
+      store(own, half * T::kShare);
     }
-    const int output = consumer * 64 + warp * 16;  // of the tile
-    if (output < outputs) StoreSums<kRows>(p, sum, result, 0, first_of(tile) + output);
   }
 #endif
 }

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
       };
       if constexpr (kHalves) {
         multiply(0, count);
-        if (rank == 1) return SendToFirstBlock<kRows>(sum, other, &other_half);
+        if (rank == 1) return SendSums<kRows>(sum, other, &other_half, 0);
         WaitForCluster(&other_half, 0);
         AddSums<kRows>(sum, other);
       } else {

@@ -43,12 +43,12 @@ __device__ __forceinline__ int RankInCluster() {
   return rank;
 }
 __device__ __forceinline__ void SyncCluster() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// A thread's sums to where the cluster's first block has what lies at `to` in this one, every fourth 128 further on; its barrier counts their bytes.
+// A thread's sums to where the cluster's block `rank` has what lies at `to` in this one, every fourth 128 further on; its barrier counts their bytes.
 template <int kRows>
-__device__ __forceinline__ void SendToFirstBlock(const float (&sums)[kRows / 2], const float4* to, const uint64_t* barrier) {
-  const auto there = [](const void* p) {
+__device__ __forceinline__ void SendSums(const float (&sums)[kRows / 2], const float4* to, const uint64_t* barrier, int rank) {
+  const auto there = [&](const void* p) {
     uint32_t at;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(at) : "r"(SharedAddress(p)));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(SharedAddress(p)), "r"(rank));
     return at;
   };
   const uint32_t first = there(to), counts = there(barrier);

@@ -14,6 +14,7 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   const bool hopper = HasHopperProducts(state);
   // From how many rows on cuBLASLt is faster; where there are few outputs, one multiprocessor for a tile isn't enough, and it adds halves by another kernel.
   const int64_t few = !hopper ? kSkinnyRows : FirstHalf(state, p) < p.in ? kFewRows : 64;
+  if (!ctx.invariant && WideProduct(state, p)) return;
   if (p.rows > few && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
   if (hopper)
     p.rows <= kFewRows ? FewRowsProduct(state, p) : HopperProduct(state, p);
@@ -43,6 +44,16 @@ void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> 
     Multiply(ctx, x, first.weight.data(), first.weight.dtype(), first.bias, out, y.Columns({column, out}));
     column += out;
   }
+}
+
+void SwiGluLinears(Context& ctx, const Tensor& x, const LinearWeight& gate, const LinearWeight& up, const Tensor& gate_up, const Tensor& y) {
+  const auto bf16 = [](const Tensor& t) { return t.dtype() == Dtype::kBf16; };
+  if (!ctx.invariant && !gate.bias && !up.bias && bf16(x) && bf16(gate.weight) && bf16(up.weight)) {
+    const Product p{x.data(), x.stride(0), gate.weight.data(), nullptr, y.data(), y.stride(0), x.rows(), x.cols(), gate.weight.rows(), false};
+    if (WideProduct(StateOf(ctx), p, up.weight.data())) return;
+  }
+  Linears(ctx, x, {gate, up}, gate_up);
+  SwiGlu(ctx, gate_up.Columns({0, y.cols()}), gate_up.Columns({y.cols(), y.cols()}), y);
 }
 
 }  // namespace bamba::cuda

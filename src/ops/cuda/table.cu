@@ -5,6 +5,7 @@ namespace bamba::cuda {
 const OpTable kTable = [] {
   OpTable table = {"cuda", BAMBA_FORWARD_OPS(BAMBA_TABLE_ENTRY)};
   table.ConvScan = &ConvScan;
+  table.SwiGluLinears = &SwiGluLinears;
   return table;
 }();
 

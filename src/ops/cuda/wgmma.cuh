@@ -40,8 +40,8 @@ __device__ __forceinline__ void Pin(uint32_t (&x)[kCount][4]) {
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define BAMBA_R96 BAMBA_R64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
   ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define BAMBA_R128 BAMBA_R96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
-  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define BAMBA_R112 BAMBA_R96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define BAMBA_R128 BAMBA_R112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define BAMBA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define BAMBA_D16(i) BAMBA_D4(i), BAMBA_D4(i + 4), BAMBA_D4(i + 8), BAMBA_D4(i + 12)
 #define BAMBA_D32(i) BAMBA_D16(i), BAMBA_D16(i + 16)
@@ -62,6 +62,8 @@ __device__ __forceinline__ void Multiply(float (&d)[kRows / 2], uint64_t a, uint
   else if constexpr (kRows == 64) BAMBA_MULTIPLY(64, BAMBA_R32, 32, 33, 34, BAMBA_D32(0));
   else if constexpr (kRows == 128) BAMBA_MULTIPLY(128, BAMBA_R64, 64, 65, 66, BAMBA_D32(0), BAMBA_D32(32));
   else if constexpr (kRows == 192) BAMBA_MULTIPLY(192, BAMBA_R96, 96, 97, 98, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64));
+  else if constexpr (kRows == 224)
+    BAMBA_MULTIPLY(224, BAMBA_R112, 112, 113, 114, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64), BAMBA_D16(96));
   else if constexpr (kRows == 256) BAMBA_MULTIPLY(256, BAMBA_R128, 128, 129, 130, BAMBA_D32(0), BAMBA_D32(32), BAMBA_D32(64), BAMBA_D32(96));
 #undef BAMBA_MULTIPLY
 }
@@ -83,6 +85,7 @@ __device__ __forceinline__ void MultiplyColumns(float (&d)[64], const uint32_t (
 #undef BAMBA_D16
 #undef BAMBA_D4
 #undef BAMBA_R128
+#undef BAMBA_R112
 #undef BAMBA_R96
 #undef BAMBA_R64
 #undef BAMBA_R32
