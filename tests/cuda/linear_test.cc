@@ -166,8 +166,10 @@ TEST(CudaLinear, Bf16IsAsGoodAsThePlainSum) {
     ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {8, 14336, 130, 0}, false);
     ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {40, 2048, 130, 0}, false);
     // Many outputs of some hundred rows: one and more rounds of blocks, blocks with fewer outputs at the end.
-    for (int64_t out : {97 * 132, 128 * 132, 224 * 132 - 8, 256 * 132 + 16}) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {97, 64, out, 8}, false);
-    ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {128, 704, 13000, 0}, false);
+    const int64_t sms = 132;
+    for (int64_t out : {97 * sms, 128 * sms, 224 * sms - 8, 256 * sms + 16})
+      if (!Gpu::Short() || out == 97 * sms) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {97, 64, out, 8}, false);
+    if (!Gpu::Short()) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {128, 704, 13000, 0}, false);
   }
 }
 
@@ -205,7 +207,9 @@ TEST(CudaLinear, SwiGluOfTwoProducts) {
   // Many outputs of some hundred rows go by one kernel: one and more rounds of its blocks, a last block with fewer outputs, all its numbers of rows, and what it
   // leaves to the others (inputs that aren't whole stages, rows that aren't aligned).
   const int64_t sms = 132;
-  for (int64_t rows : {96, 97, 111, 112, 127, 128, 129}) ExpectSwiGluLinears({rows, 64, 48 * sms + 8, 8}, false, rows % 2 == 0);
+  for (int64_t rows : {96, 97, 111, 112, 127, 128, 129})
+    if (!Gpu::Short() || rows == 111) ExpectSwiGluLinears({rows, 64, 48 * sms + 8, 8}, false, rows % 2 == 0);
+  if (Gpu::Short()) return ExpectSwiGluLinears({110, 448, 240 * sms + 40, 0}, false, true);
   for (int64_t out : {64 * sms, 64 * sms + 8, 112 * sms, 128 * sms - 56, 128 * sms + 8, 240 * sms + 40}) ExpectSwiGluLinears({110, 64, out, 0}, false, true);
   ExpectSwiGluLinears({100, 448, 112 * sms, 0}, false, true);
   ExpectSwiGluLinears({100, 72, 6400, 8}, false, true);
