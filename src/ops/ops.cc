@@ -337,16 +337,16 @@ void SwiGlu(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& y)
 }
 
 void SwiGluLinears(Context& ctx, const Tensor& x, const LinearWeight& gate, const LinearWeight& up, const Tensor& gate_up, const Tensor& y) {
-  if (!ctx.device->SwiGluLinears || ctx.observer) {
-    Linears(ctx, x, {gate, up}, gate_up);
-    return SwiGlu(ctx, gate_up.Columns({0, y.cols()}), gate_up.Columns({y.cols(), y.cols()}), y);
-  }
   CheckRows(ctx, x, y.rows(), x.cols());
   CheckRows(ctx, gate_up, y.rows(), 2 * y.cols());
   CheckRows(ctx, y, x.rows(), gate.weight.rows());
   for (const LinearWeight* w : {&gate, &up}) {
     CheckWeight(ctx, w->weight, {y.cols(), x.cols()});
     if (w->bias) CheckWeight(ctx, w->bias, {y.cols()});
+  }
+  if (!ctx.device->SwiGluLinears || ctx.observer) {
+    Linears(ctx, x, {gate, up}, gate_up);
+    return SwiGlu(ctx, gate_up.Columns({0, y.cols()}), gate_up.Columns({y.cols(), y.cols()}), y);
   }
   ctx.device->SwiGluLinears(ctx, x, gate, up, gate_up, y);
 }

@@ -123,7 +123,7 @@ void AttentionBackward(Context& ctx, const Tensor& q, const Tensor& k, const Ten
 // y = silu(gate) · up; y may be gate itself.
 void SwiGlu(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& y);
 void SwiGluBackward(Context& ctx, const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup);
-// gate_up = Linears(x, {gate, up}), y = SwiGlu of its two halves. A device without backward ops may leave gate_up as it is.
+// gate_up = Linears(x, {gate, up}), y = SwiGlu of its two halves. A device without backward ops may leave gate_up as it is, and then rounds y alone.
 void SwiGluLinears(Context& ctx, const Tensor& x, const LinearWeight& gate, const LinearWeight& up, const Tensor& gate_up, const Tensor& y);
 
 // The first rows of x become the named ones, which ascend.  x (activations or wide)

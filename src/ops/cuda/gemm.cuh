@@ -40,8 +40,8 @@ inline int64_t FirstHalf(const State& state, const Product& p) {
   return HasHopperProducts(state) && p.out <= 32 * state.sms() && pieces >= 8 ? pieces / 2 * kPiece : p.in;
 }
 
-// y = x Wᵀ, or silu(x Wᵀ) · (x upᵀ) with `up` as large as W, in bf16: in one go, by Hopper's instructions. False for fewer rows, more, other shapes.
-inline constexpr int64_t kLeastWideRows = 97;
+// y = x Wᵀ, or silu(x Wᵀ) · (x upᵀ) with `up` as large as W, in bf16: in one go, by Hopper's instructions, where that is the fastest way: 97 to 128 rows,
+// many outputs. False elsewhere.
 bool WideProduct(State& state, const Product& p, const void* up = nullptr);
 
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.

@@ -12,9 +12,10 @@ namespace {
 template <int kRows>
 constexpr int kMostShared = (kRows <= 32 ? 204 : 222) * 1024;
 
-// kHalves: there are fewer tiles of 64 outputs than multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs (FirstHalf).
+// kHalves: there are at most half as many tiles of 64 outputs as multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs (FirstHalf).
 template <bool kHalves, int kConsumers, int kRows>
 struct FewRows {
+  static_assert(!kHalves || kConsumers == 1, "the other half's sums have room for one warpgroup's");
   static constexpr int kMultiplying = kConsumers * 128, kThreads = kMultiplying + 2 * 32;  // two warps copy, and leave registers to the kernels around this one
   static constexpr int kTile = 64 * kConsumers;                                            // outputs
   static constexpr int kBoxes = kRows <= 32 ? 4 : kRows <= 64 ? 2 : 1, kInputs = kBoxes * kStageInputs;  // of a stage
@@ -69,21 +70,11 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
     __syncthreads();
 
   if (threadIdx.x >= T::kMultiplying) {
-    // copy(slot, tile, s) for all stages, from the first tile's `first` on.
-    const auto copy_all = [&](int first, auto&& copy) {
-      int slot = first, parity = 1;
-      for (int tile = 0; tile < tiles; tile++)
-        for (int s = tile == 0 ? first : 0; s < count; s++) {
-          if (slot == T::kStages) slot = 0, parity ^= 1;
-          WaitFor(&empty[slot], parity);  // at once as long as the slot is new
-          copy(slot++, tile, s);
-        }
-    };
     if (threadIdx.x == T::kMultiplying) {
-      copy_all(early, copy_weights);
+      CopyStages(empty, 0, tiles, 1, count, early, copy_weights);
     } else if (threadIdx.x == T::kMultiplying + 32) {
       WaitForPrevious();
-      copy_all(0, [&](int slot, int, int s) {
+      CopyStages(empty, 0, tiles, 1, count, 0, [&](int slot, int, int s) {
         ArriveForBytes(&full[slot], static_cast<int>(p.rows) * T::kInputs * 2);
 #pragma unroll
         for (int box = 0; box < T::kBoxes; box++)
@@ -125,6 +116,7 @@ __global__ void __launch_bounds__(FewRows<kHalves, kConsumers, kRows>::kThreads,
       WaitForProducts<0>();
       release(1);
     }
+    Pin(sum);
 
     const auto store = [&](const float (&sums)[T::kShare / 2], int row) {
       const int output = consumer * 64 + warp * 16;  // of the tile

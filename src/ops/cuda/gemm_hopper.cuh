@@ -83,6 +83,18 @@ __device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, ui
       "l"(map), "r"(SharedAddress(barrier)), "r"(0), "r"(row), "r"(box), "l"(policy)
       : "memory");
 }
+// What a copying thread does: copy(slot, tile, s) for `count` stages of tiles first, first + step, … < end, from the first one's stage `from` on, as soon as their
+// slots are empty.
+template <int kStages, typename Copy>
+__device__ __forceinline__ void CopyStages(uint64_t (&empty)[kStages], int first, int end, int step, int count, int from, const Copy& copy) {
+  int slot = from, parity = 1;
+  for (int tile = first; tile < end; tile += step)
+    for (int s = tile == first ? from : 0; s < count; s++) {
+      if (slot == kStages) slot = 0, parity ^= 1;
+      WaitFor(&empty[slot], parity);  // at once as long as the slot is new
+      copy(slot++, tile, s);
+    }
+}
 #endif
 
 // A warp's sums, 16 outputs from `output` on by kRows rows from `row` on as wgmma leaves them, to y. Through `result` in shared memory, 32 rows at a time, so

@@ -3,19 +3,21 @@
 #include "ops/cuda/gemm_hopper.cuh"
 #include "ops/cuda/rows.cuh"
 
-// Products of some hundred rows with many outputs, at the speed of reading W, and the same of two matrices with SwiGLU in between: x is the side of 64 of Hopper's
+// Products of 97 to 128 rows with many outputs, at the speed of reading W, and the same of two matrices with SwiGLU in between: x is the side of 64 of Hopper's
 // instructions, two warpgroups with 64 rows each, and W is the wide one. So a multiprocessor takes all its outputs at once (of the 9B's gate and up 112 each) and
 // reads x only once for them. With tiles of 128 outputs (gemm_few_rows.cu) as much of x is read as of W, which costs power, and power is what bounds these
 // products in a model.
 namespace bamba::cuda {
 namespace {
 
+constexpr int kLeastRows = 97, kMostRows = 128;  // it always multiplies as many as it takes at most
+
 // kWidth: outputs at a time, kGated: half of them of gate, half of up.
 template <int kWidth, bool kGated>
 struct Wide {
-  static constexpr int kRows = 128, kMultiplying = 2 * 128, kThreads = kMultiplying + 2 * 32;  // two warps copy
+  static constexpr int kMultiplying = kMostRows / 64 * 128, kThreads = kMultiplying + 2 * 32;  // two warps copy
   static constexpr int kColumns = kGated ? kWidth / 2 : kWidth;                                // of y
-  static constexpr int kMatrix = kColumns * kStageInputs * 2, kWeights = (kGated ? 2 : 1) * kMatrix, kStage = kWeights + kRows * kStageInputs * 2;
+  static constexpr int kMatrix = kColumns * kStageInputs * 2, kWeights = (kGated ? 2 : 1) * kMatrix, kStage = kWeights + kMostRows * kStageInputs * 2;
   static constexpr int kStages = 222 * 1024 / kStage, kShared = kStages * kStage + 1024;  // stages are aligned to 1024 bytes in it
 };
 
@@ -47,21 +49,11 @@ __global__ void __launch_bounds__(Wide<kWidth, kGated>::kThreads, 1)
   __syncthreads();
 
   if (threadIdx.x >= T::kMultiplying) {
-    // copy(slot, output, s) for all stages, from the first outputs' stage `from` on.
-    const auto copy_all = [&](int from, auto&& copy) {
-      int slot = from, parity = 1;
-      for (int output = first; output < out; output += step)
-        for (int s = output == first ? from : 0; s < count; s++) {
-          if (slot == T::kStages) slot = 0, parity ^= 1;
-          WaitFor(&empty[slot], parity);  // at once as long as the slot is new
-          copy(slot++, output, s);
-        }
-    };
     if (threadIdx.x == T::kMultiplying) {
-      copy_all(early, copy_weights);
+      CopyStages(empty, first, out, step, count, early, copy_weights);
     } else if (threadIdx.x == T::kMultiplying + 32) {
       WaitForPrevious();
-      copy_all(0, [&](int slot, int, int s) {
+      CopyStages(empty, first, out, step, count, 0, [&](int slot, int, int s) {
         ArriveForBytes(&full[slot], static_cast<int>(p.rows) * kStageInputs * 2);
         CopyBoxes(stages + slot * T::kStage + T::kWeights, &x, &full[slot], s, 0);
       });
@@ -101,6 +93,7 @@ __global__ void __launch_bounds__(Wide<kWidth, kGated>::kThreads, 1)
     }
     WaitForProducts<0>();
     release();
+    Pin(sum);
 
     // 32 columns of a row by four lanes, 16 bytes each.
     const int end = min(outputs, out - output), column_of_lane = lane % 4 * 8;
@@ -155,8 +148,8 @@ void RunFor(State& state, const Product& p, const void* up) {
 }  // namespace
 
 bool WideProduct(State& state, const Product& p, const void* up) {
-  constexpr int64_t kMostRows = 128, kLeastWidth = 96;  // with fewer outputs for a multiprocessor x is most of what is read
-  if (!HasHopperProducts(state) || p.rows < kLeastWideRows || p.rows > kMostRows || p.out * (up ? 2 : 1) <= state.sms() * kLeastWidth) return false;
+  constexpr int64_t kLeastWidth = 96;  // with fewer outputs for a multiprocessor x is most of what is read
+  if (!HasHopperProducts(state) || p.rows < kLeastRows || p.rows > kMostRows || p.out * (up ? 2 : 1) <= state.sms() * kLeastWidth) return false;
   const auto addresses = reinterpret_cast<uintptr_t>(up) | reinterpret_cast<uintptr_t>(p.y);
   if (p.bias || p.wide || !VectorsFit(p) || p.in % kStageInputs != 0 || p.out % 8 != 0 || p.y_stride % 8 != 0 || addresses % 16 != 0) return false;
   if (p.in >= (int64_t{1} << 30) || p.out >= (int64_t{1} << 30)) return false;

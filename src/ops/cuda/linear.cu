@@ -11,10 +11,10 @@ void Multiply(Context& ctx, const Tensor& x, const void* weight, Dtype dtype, co
   if (bias) CHECK_MSG(bias.dtype() == Dtype::kF32, "bias in {}", Name(bias.dtype()));
   const Product p{x.data(), x.stride(0), weight, bias ? bias.as<float>() : nullptr, y.data(), y.stride(0), x.rows(), x.cols(), out, y.dtype() == Dtype::kF32};
   if (x.dtype() != Dtype::kBf16 || dtype != Dtype::kBf16 || !VectorsFit(p)) return GeneralProduct(state, p, x.dtype(), dtype);
+  if (!ctx.invariant && WideProduct(state, p)) return;
   const bool hopper = HasHopperProducts(state);
   // From how many rows on cuBLASLt is faster; where there are few outputs, one multiprocessor for a tile isn't enough, and it adds halves by another kernel.
   const int64_t few = !hopper ? kSkinnyRows : FirstHalf(state, p) < p.in ? kFewRows : 64;
-  if (!ctx.invariant && WideProduct(state, p)) return;
   if (p.rows > few && !ctx.invariant && !p.bias && CublasProduct(state, p)) return;
   if (hopper)
     p.rows <= kFewRows ? FewRowsProduct(state, p) : HopperProduct(state, p);
@@ -47,8 +47,8 @@ void Linears(Context& ctx, const Tensor& x, std::initializer_list<LinearWeight> 
 }
 
 void SwiGluLinears(Context& ctx, const Tensor& x, const LinearWeight& gate, const LinearWeight& up, const Tensor& gate_up, const Tensor& y) {
-  const auto bf16 = [](const Tensor& t) { return t.dtype() == Dtype::kBf16; };
-  if (!ctx.invariant && !gate.bias && !up.bias && bf16(x) && bf16(gate.weight) && bf16(up.weight)) {
+  const auto is_bf16 = [](const Tensor& t) { return t.dtype() == Dtype::kBf16; };
+  if (!ctx.invariant && !gate.bias && !up.bias && is_bf16(x) && is_bf16(gate.weight) && is_bf16(up.weight)) {
     const Product p{x.data(), x.stride(0), gate.weight.data(), nullptr, y.data(), y.stride(0), x.rows(), x.cols(), gate.weight.rows(), false};
     if (WideProduct(StateOf(ctx), p, up.weight.data())) return;
   }
