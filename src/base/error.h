@@ -18,6 +18,12 @@ class Error : public std::runtime_error {
   explicit Error(fmt::format_string<Args...> format, Args&&... args) : std::runtime_error(fmt::format(format, std::forward<Args>(args)...)) {}
 };
 
+// Who read standard output has gone, as head does when it has its lines: nothing to complain about.
+class ReaderGone : public Error {
+ public:
+  using Error::Error;
+};
+
 // The user called the program wrongly (exit code 2); every other Error exits with 1.
 class UsageError : public Error {
  public:

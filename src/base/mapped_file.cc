@@ -27,7 +27,7 @@ struct Descriptor {
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  Descriptor d{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  Descriptor d{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // a pipe that nobody writes to would be waited for
   if (d.fd < 0) throw Error("{}: cannot be opened: {}", path, std::strerror(errno));
   struct stat info;
   if (fstat(d.fd, &info) != 0) throw Error("{}: {}", path, std::strerror(errno));
@@ -89,14 +89,34 @@ std::string TemporaryName(const std::string& path) {
 
 bool ExchangeNames(const std::string& a, const std::string& b) { return renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0; }
 
+bool MakePrivate(const std::string& path) {
+  Descriptor d{open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600)};
+  if (d.fd < 0) throw Error("{}: cannot be written: {}", path, errno == ENXIO ? "nobody reads this pipe" : std::strerror(errno));
+  struct stat info;
+  if (fstat(d.fd, &info) != 0 || !S_ISREG(info.st_mode)) return false;
+  if (info.st_uid == geteuid()) fchmod(d.fd, 0600);
+  return true;
+}
+
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   struct stat info;
-  bool exists = stat(path.c_str(), &info) == 0;
+  const bool exists = stat(path.c_str(), &info) == 0;
   if (exists && S_ISDIR(info.st_mode)) throw Error("{}: is a directory, expected a file name", path);
-  bool device = exists && !S_ISREG(info.st_mode);
-  if (!device) temporary_ = TemporaryName(path);
-  fd_ = open(device ? path.c_str() : temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (exists && !S_ISREG(info.st_mode)) {
+    fd_ = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd_ < 0) throw Error("{}: cannot be written: {}", path, errno == ENXIO ? "nobody reads this pipe" : std::strerror(errno));
+    fcntl(fd_, F_SETFL, fcntl(fd_, F_GETFL) & ~O_NONBLOCK);
+    return;
+  }
+  if (exists) {
+    if (access(path.c_str(), W_OK) != 0) throw Error("{}: cannot be written: {}", path, std::strerror(errno));
+    std::error_code fault;  // behind a symbolic link, the file that it names is replaced
+    if (const std::filesystem::path real = std::filesystem::canonical(path, fault); !fault) path_ = real.string();
+  }
+  temporary_ = TemporaryName(path_);
+  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, exists ? info.st_mode & 0777 : 0666);
   if (fd_ < 0) throw Error("{}: cannot be created: {}", path, std::strerror(errno));
+  if (exists) fchmod(fd_, info.st_mode & 07777);
 }
 
 FileWriter::~FileWriter() {

@@ -43,8 +43,13 @@ std::string TemporaryName(const std::string& path);
 // Two files or directories take each other's names in one step. False, and nothing has happened, where one isn't there or the file system can't.
 bool ExchangeNames(const std::string& a, const std::string& b);
 
+// Makes sure that `path` can be written and that its owner alone can read it; an empty file where there was none. False where it is no regular file, such as
+// /dev/null: that stays as it is. Throws Error.
+bool MakePrivate(const std::string& path);
+
 // Writes under a temporary name beside `path` and takes that name only in Commit(): readers see the old file or the whole new one, never a half.
-// A device or a pipe is written as it is.
+// It keeps the old one's permissions, and where `path` is a symbolic link the file that it names is replaced. A device or a pipe that somebody reads is written
+// as it is.
 // Every call throws Error with the system's reason (disk full, no permission); without Commit the destructor removes the temporary file.
 class FileWriter {
  public:

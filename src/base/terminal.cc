@@ -66,6 +66,7 @@ void WriteAll(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
     ssize_t n = write(fd, bytes.data(), bytes.size());
     if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EPIPE && fd == STDOUT_FILENO) throw ReaderGone("standard output: nobody reads it any more");
     if (n < 0) throw Error("{}: cannot be written: {}", fd == STDOUT_FILENO ? "standard output" : "standard error", std::strerror(errno));
     bytes.remove_prefix(static_cast<size_t>(n));
   }

@@ -15,7 +15,7 @@ void ReserveStandardStreams();
 bool IsTerminal(int fd);
 int TerminalColumns();  // of standard error; 80 where unknown
 
-// All of the bytes or an Error with the system's reason (a full disk, a closed pipe; the latter only after IgnoreClosedPipes).
+// All of the bytes or an Error with the system's reason (a full disk); ReaderGone where standard output is a pipe that was closed, after IgnoreClosedPipes.
 void WriteAll(int fd, std::string_view bytes);
 
 // From now on writing to a closed pipe is an error instead of the process's end.

@@ -196,6 +196,7 @@ void AddBench(CLI::App& app) {
   AddModel(*verb, flags->model);
   verb->add_option("--config", flags->config,
                    fmt::format("A shape instead of a model, with random weights: {}, or a config.json", fmt::join(ConfigNames(), ", ")))
+      ->check(NotEmpty())
       ->type_name("NAME");
   verb->add_flag("--random", flags->random, "Random weights: of a MODEL its config.json alone is read");
   verb->add_option("--dtype", flags->dtype, "Of random weights (default: bf16)")->check(CLI::IsMember({"f32", "bf16", "f16"}));
@@ -207,7 +208,7 @@ void AddBench(CLI::App& app) {
   list("-t,--threads", flags->threads, 1, 1024, "Threads (default: one for each core)");
   flags->device.AddTo(*verb, false);
   verb->add_option("-r,--repetitions", flags->repetitions, "Measurements for a row, after a warm-up; their median counts")
-      ->check(Between(1, 10000))
+      ->transform(Between(1, 10000))
       ->type_name("N")
       ->capture_default_str();
   verb->add_flag("--precise", flags->precise, "With bf16 weights, keep f32 activations where the processor could round them to bf16 for speed");

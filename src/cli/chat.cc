@@ -41,7 +41,13 @@ struct ChatFlags {
   bool precise = false;
 };
 
-void Tell(const std::string& line) { WriteAll(kStandardError, line + "\n"); }
+// Beside the text: where nobody hears it, the chat goes on.
+void Tell(const std::string& line) {
+  try {
+    WriteAll(kStandardError, line + "\n");
+  } catch (const Error&) {
+  }
+}
 void Warn(const std::string& line) { Tell("bamba: " + line); }
 
 // One who types, or a script, and the conversation.
@@ -118,7 +124,11 @@ class Chat {
         conversation_.Load(command.argument);
         Tell(fmt::format(" going on with {} · {}", command.argument, Context()));
         break;
-      case ChatVerb::kHelp: WriteAll(kStandardError, ChatHelp()); break;
+      case ChatVerb::kHelp: {
+        const std::string_view help = ChatHelp();
+        Tell(std::string(help.substr(0, help.size() - 1)));
+        break;
+      }
       case ChatVerb::kQuit: return false;
     }
     return true;
@@ -132,14 +142,17 @@ class Chat {
   }
 
   std::string Context() const {
-    return context_ > 0 ? fmt::format("context {} of {}", Thousands(conversation_.tokens()), Thousands(context_))
+    // The last token needs no room until it is read.
+    return context_ > 0 ? fmt::format("context {} of {}", Thousands(std::min(conversation_.tokens(), context_)), Thousands(context_))
                         : fmt::format("{} tok so far", Thousands(conversation_.tokens()));
   }
 
   void Close(const Conversation::Reply& reply) {
     if (line_open_ || reply.generation.text.empty()) Show("\n");
     const Generation& g = reply.generation;
-    std::string line = fmt::format(" {} tok read in {} · {} written", Thousands(reply.read), HumanSeconds(g.prompt_seconds), Thousands(g.tokens.size()));
+    std::string line = fmt::format(" {} tok read", Thousands(reply.read));
+    if (g.prompt_seconds > 0) line += " in " + HumanSeconds(g.prompt_seconds);  // none where it was interrupted
+    line += fmt::format(" · {} written", Thousands(g.tokens.size()));
     if (g.steps > 0 && g.step_seconds > 0) line += fmt::format(" at {} tok/s", HumanRate(static_cast<double>(g.steps) / g.step_seconds));
     line += " · " + Context();
     if (chance_) line += fmt::format(" · seed {}", reply.seed);
@@ -159,9 +172,13 @@ class Chat {
 
 std::string ChooseForm(const ChatFlags& flags, const std::string& directory) {
   if (flags.form) return *flags.form;
-  if (const auto own = FindOwnChatTemplate(directory))
-    Warn(fmt::format("{}: the model's own chat template is not yet supported; going on with --template none{}", own->where,
-                     own->similar.empty() ? "" : fmt::format("; --template {} has the same special tokens", own->similar)));
+  try {
+    if (const auto own = FindOwnChatTemplate(directory))
+      Warn(fmt::format("{}: the model's own chat template is not yet supported; going on with --template none{}", own->where,
+                       own->similar.empty() ? "" : fmt::format("; --template {} has the same special tokens", own->similar)));
+  } catch (const Error& e) {
+    Warn(e.what());  // it would have been a hint only
+  }
   return "none";
 }
 
@@ -173,7 +190,7 @@ int64_t SnapshotBytes(const Model& model, int64_t context, const Execution& exec
 }
 
 void RunChat(const ChatFlags& flags) {
-  const Sampling sampling = flags.sampling.Read();
+  const Sampling sampling = flags.sampling.Read(flags.tokens);
   const std::string name = flags.model.empty() ? DefaultModel() : flags.model;
   const std::string directory = ModelFolder(name);
   const Execution execution = flags.device.Open(flags.precise);
@@ -188,14 +205,17 @@ void RunChat(const ChatFlags& flags) {
   Engine engine(
       model, &tokenizer,
       {.name = name, .execution = execution, .context = context, .roll_back = true, .snapshot_bytes = SnapshotBytes(model, context, execution), .warn = Warn});
+  Request reply{.prompt = {0},
+                .max_tokens = flags.tokens,
+                .sampling = sampling,
+                .stop = flags.sampling.stop(),
+                .stop_tokens = flags.sampling.stop_tokens(),
+                .min_tokens = flags.sampling.min_tokens(),
+                .ignore_eos = flags.sampling.ignore_eos(),
+                .interrupted = [] { return InterruptSignal() != 0; }};
+  engine.Check(reply);  // now, not at the first turn, whose text takes the prompt's place
   Session session(engine);
-  Conversation conversation(
-      session, tokenizer, form,
-      {.system = flags.system,
-       .context = context,
-       .reply = {.max_tokens = flags.tokens, .sampling = sampling, .stop = flags.sampling.stop(), .ignore_eos = flags.sampling.ignore_eos(), .interrupted = [] {
-                   return InterruptSignal() != 0;
-                 }}});
+  Conversation conversation(session, tokenizer, form, {.system = flags.system, .context = context, .reply = std::move(reply)});
   const bool interactive = IsTerminal(kStandardInput);
   CatchInterrupts(interactive);
   if (interactive)
@@ -226,12 +246,12 @@ void AddChat(CLI::App& app) {
   chat->add_option("--system", flags->system, "What the model is told before the first turn")->type_name("TEXT");
   chat->add_option("--template", flags->form, "How turns are written for the model (default: none)")->check(CLI::IsMember(ChatTemplate::Names()));
   chat->add_option("-n,--tokens", flags->tokens, "The most tokens of a reply")
-      ->check(Between(int64_t{1}, int64_t{1} << 30))
+      ->transform(Between(int64_t{1}, int64_t{1} << 30))
       ->type_name("N")
       ->capture_default_str();
   flags->device.AddTo(*chat);
   chat->add_option("--context", flags->context, "Tokens that attention has room for (default: what the model was made for, at most 32,768)")
-      ->check(Between(int64_t{1}, int64_t{1} << 30))
+      ->transform(Between(int64_t{1}, int64_t{1} << 30))
       ->type_name("N");
   chat->add_flag("--precise", flags->precise, "With bf16 weights, keep f32 activations where the processor could round them to bf16 for speed");
   flags->sampling.AddTo(*chat);

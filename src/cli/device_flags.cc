@@ -13,7 +13,7 @@ void DeviceFlags::AddTo(CLI::App& verb, bool with_threads) {
       ->capture_default_str();
   verb.add_flag("--batch-invariant", invariant,
                 "On a GPU: the same bits whatever else is in a batch and however a text is cut into calls, at some cost. On the CPU that is always so");
-  if (with_threads) verb.add_option("-t,--threads", threads, "Threads (default: one for each core)")->check(Between(1, 1024))->type_name("N");
+  if (with_threads) verb.add_option("-t,--threads", threads, "Threads (default: one for each core)")->transform(Between(1, 1024))->type_name("N");
 }
 
 Execution DeviceFlags::Open(bool precise) const {

@@ -99,13 +99,13 @@ void AddPerplexity(CLI::App& eval) {
   AddModel(*verb, flags->model);
   verb->add_option("-f,--file", flags->file, "The text; - is standard input")->type_name("FILE")->required();
   verb->add_option("--window", flags->options.window, "Tokens a window reads, each from the empty state")
-      ->check(Between(int64_t{1}, int64_t{1} << 24))
+      ->transform(Between(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
   verb->add_option("--stride", flags->stride,
                    "Tokens between windows; less than the window: each token but the first window's is scored with at least window − stride before it "
                    "(default: the window)")
-      ->check(Between(int64_t{1}, int64_t{1} << 24));
-  verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->check(Between(int64_t{1}, int64_t{1} << 40));
+      ->transform(Between(int64_t{1}, int64_t{1} << 24));
+  verb->add_option("--max-windows", flags->options.max_windows, "Stop after so many windows (default: all)")->transform(Between(int64_t{1}, int64_t{1} << 40));
   flags->device.AddTo(*verb);
   verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do");
   verb->add_flag("--json", flags->json, "One JSON object: nll_per_token, perplexity, perplexity_se, bits_per_byte, tokens, windows");

@@ -78,8 +78,8 @@ std::vector<std::string> HistoryFile::Load(size_t most) {
     std::error_code fault;
     fs::create_directories(fs::path(path_).parent_path(), fault);
     if (fault) throw Error("{}: cannot be created: {}", fs::path(path_).parent_path().string(), fault.message());
-    if (!std::ofstream(path_, std::ios::app)) throw Error("{}: cannot be written: {}", path_, std::strerror(errno));
-    fs::permissions(path_, fs::perms::owner_read | fs::perms::owner_write);
+    // Who keeps no history has a link to /dev/null here: that is written to, and left as it is.
+    if (!MakePrivate(path_)) return;
     std::vector<std::string> lines = Lines(ReadFile(path_));
     const bool long_file = lines.size() > 2 * most;
     if (lines.size() > most) lines.erase(lines.begin(), lines.end() - static_cast<std::ptrdiff_t>(most));
@@ -88,7 +88,6 @@ std::vector<std::string> HistoryFile::Load(size_t most) {
     FileWriter shorter(path_);
     for (const std::string& line : lines) shorter.Write(line + "\n");
     shorter.Commit();
-    fs::permissions(path_, fs::perms::owner_read | fs::perms::owner_write);
   });
   return entries;
 }

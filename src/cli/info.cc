@@ -216,8 +216,8 @@ void AddInfo(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = app.add_subcommand("info", "What a model is made of, and the memory it takes");
   AddModel(*verb, flags->model);
-  verb->add_option("--context", flags->context, "Tokens of a sequence to plan memory for")->check(Between(int64_t{1}, int64_t{1} << 40))->capture_default_str();
-  verb->add_option("--batch", flags->batch, "Sequences at a time to plan memory for")->check(Between(1, 1 << 20))->capture_default_str();
+  verb->add_option("--context", flags->context, "Tokens of a sequence to plan memory for")->transform(Between(int64_t{1}, int64_t{1} << 40))->capture_default_str();
+  verb->add_option("--batch", flags->batch, "Sequences at a time to plan memory for")->transform(Between(1, 1 << 20))->capture_default_str();
   verb->add_option("--device", flags->device.device, "Whose memory to plan: cpu, cuda, or auto, which is cuda where there is a GPU")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();

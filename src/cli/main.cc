@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -74,6 +75,8 @@ int main(int argc, char** argv) {
     return cli::ExitCode(0);
   } catch (const UsageError& e) {
     return cli::Fail(2, e.what());
+  } catch (const ReaderGone&) {
+    return 128 + SIGPIPE;  // silently, as by the signal
   } catch (const std::bad_alloc&) {
     return cli::Fail(1, "the machine is out of memory; use a smaller context or model");
   } catch (const std::exception& e) {

@@ -164,8 +164,7 @@ class Writing {
 };
 
 void Run(const RunFlags& flags) {
-  const Sampling sampling = flags.sampling.Read();
-  if (flags.sampling.min_tokens() > flags.tokens) throw UsageError("--min-tokens {} is more than -n {}", flags.sampling.min_tokens(), flags.tokens);
+  const Sampling sampling = flags.sampling.Read(flags.tokens);
   const std::string directory = flags.model.empty() ? DefaultModel() : flags.model;
   const std::vector<std::string> prompts = flags.prompts.Read();
   const int32_t sequences = Sequences(flags, prompts.size());
@@ -216,23 +215,23 @@ void AddRun(CLI::App& app) {
   flags->prompts.AddTo(*run);
   constexpr int64_t kMost = int64_t{1} << 30;
   run->add_option("-n,--tokens,--max-tokens", flags->tokens, "The most tokens to write")
-      ->check(Between(int64_t{0}, kMost))
+      ->transform(Between(int64_t{0}, kMost))
       ->type_name("N")
       ->capture_default_str();
   run->add_option("--completions,--n", flags->completions, "Texts for each prompt, which is read once; text I has the seed plus I")
-      ->check(Between(1, 1024))
+      ->transform(Between(1, 1024))
       ->type_name("N")
       ->capture_default_str();
   run->add_option("--logprobs", flags->logprobs, "Tell the log probability of each token, and those of the N likeliest beside it")
-      ->check(Between(int64_t{0}, kMost))
+      ->transform(Between(int64_t{0}, kMost))
       ->type_name("N");
   run->add_flag("--echo", flags->echo, "The prompt is part of what --json and --logprobs tell");
   run->add_option("--batch", flags->batch, fmt::format("Texts written side by side (default: all of them, up to {})", kBatch))
-      ->check(Between(1, 1024))
+      ->transform(Between(1, 1024))
       ->type_name("N");
   flags->device.AddTo(*run);
   run->add_option("--context", flags->context, "Tokens that attention has room for in each text (default: what the longest prompt and -n need)")
-      ->check(Between(int64_t{1}, kMost))
+      ->transform(Between(int64_t{1}, kMost))
       ->type_name("N");
   run->add_flag("--precise", flags->precise, "With bf16 weights, keep f32 activations where the processor could round them to bf16 for speed");
   run->add_flag("--ids", flags->ids, "Prompts and texts are token ids; needs no tokenizer");

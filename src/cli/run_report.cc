@@ -107,7 +107,8 @@ std::string ClosingLine(const RunReport& report, const RunTotals& totals, const 
   std::string line = fmt::format(" {} · {} {} · loaded {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))), Name(MainDtype(model)),
                                  HumanSeconds(report.load_seconds));
   if (report.context_seconds > 0) line += fmt::format(" (and {} for the driver)", HumanSeconds(report.context_seconds));
-  line += totals.texts == 1 ? fmt::format(" · prompt {} tok {}", totals.prompt_tokens, HumanSeconds(totals.prompt_seconds))
+  line += totals.texts == 1 ? fmt::format(" · prompt {} tok{}", totals.prompt_tokens,
+                                                   totals.prompt_seconds > 0 ? " " + HumanSeconds(totals.prompt_seconds) : " not all read")
                             : fmt::format(" · {} texts · prompts {} tok", totals.texts, totals.prompt_tokens);
   line += fmt::format(" · {} tok", totals.tokens);
   if (const double rate = Rate(totals.steps, totals.step_seconds); rate > 0) {

@@ -18,6 +18,20 @@ bool ParseWhole(std::string_view text, Number& number) {
   return fault == std::errc() && end == text.data() + text.size();
 }
 
+// A message about a setting, which it begins with, about its flag.
+std::string FlagOf(const std::string& message) {
+  constexpr std::pair<std::string_view, std::string_view> kFlags[] = {
+      {"temperature", "--temperature"},       {"top_k", "--top-k"},
+      {"top_p", "--top-p"},                   {"min_p", "--min-p"},
+      {"typical_p", "--typical"},             {"repetition_penalty", "--repeat-penalty"},
+      {"presence_penalty", "--presence-penalty"}, {"frequency_penalty", "--frequency-penalty"},
+      {"logit_bias", "--logit-bias"}};
+  const std::string_view name = std::string_view(message).substr(0, message.find(' '));
+  for (const auto& [setting, flag] : kFlags)
+    if (name == setting) return std::string(flag) + message.substr(name.size());
+  return message;
+}
+
 }  // namespace
 
 std::pair<int32_t, double> ParseLogitBias(std::string_view text) {
@@ -31,10 +45,10 @@ std::pair<int32_t, double> ParseLogitBias(std::string_view text) {
 
 void SamplingFlags::AddTo(CLI::App& verb) {
   const auto number = [&](const char* names, auto& value, const char* help, const char* type) {
-    verb.add_option(names, value, help)->type_name(type)->capture_default_str()->group(kGroup);
+    verb.add_option(names, value, help)->transform(AnyNumber<std::decay_t<decltype(value)>>())->type_name(type)->capture_default_str()->group(kGroup);
   };
   const auto list = [&](const char* names, auto& values, const char* help, const char* type) {
-    verb.add_option(names, values, help)->type_name(type)->allow_extra_args(false)->take_all()->group(kGroup);
+    return verb.add_option(names, values, help)->type_name(type)->allow_extra_args(false)->take_all()->group(kGroup);
   };
   number("--temperature,--temp", sampling_.temperature, "Chance: 0 always takes the likeliest token", "X");
   verb.add_flag("--greedy", greedy_, "The same as --temperature 0")->group(kGroup);
@@ -48,20 +62,21 @@ void SamplingFlags::AddTo(CLI::App& verb) {
   number("--frequency-penalty", sampling_.frequency_penalty, "The same, once for each time", "X");
   list("--logit-bias", logit_bias_, "Add VALUE, -100 to 100, to the logit of a token; -inf: never choose it; may be given several times", "ID=VALUE");
   verb.add_option("--seed", seed_, "Of the choices: the same seed writes the same text (default: a new one each time, shown below the text)")
-      ->check([](const std::string& typed) { return std::string(typed.starts_with('-') ? "expected a whole number of at least 0" : ""); })
+      ->transform(Between(uint64_t{0}, std::numeric_limits<uint64_t>::max()))
       ->type_name("N")
       ->group(kGroup);
 
-  list("--stop", stop_, "End before this text; may be given several times", "TEXT");
-  list("--stop-token", stop_tokens_, "End before this token's id; may be given several times", "ID");
+  list("--stop", stop_, "End before this text (with --ids before these digits, as they are written); may be given several times", "TEXT");
+  list("--stop-token", stop_tokens_, "End before this token's id; may be given several times", "ID")->transform(AnyNumber<int32_t>());
   verb.add_option("--min-tokens", min_tokens_, "No end, by --stop or by the model, before so many tokens")
-      ->check(Between(int64_t{0}, int64_t{1} << 30))
+      ->transform(Between(int64_t{0}, int64_t{1} << 30))
       ->type_name("N")
       ->group(kGroup);
   verb.add_flag("--ignore-eos", ignore_eos_, "Write on after a token that ends a text")->group(kGroup);
 }
 
-Sampling SamplingFlags::Read() const {
+Sampling SamplingFlags::Read(int64_t tokens) const {
+  if (min_tokens_ > tokens) throw UsageError("--min-tokens {} is more than -n {}", min_tokens_, tokens);
   Sampling sampling = sampling_;
   if (greedy_) sampling.temperature = 0;
   sampling.seed = seed_ ? *seed_ : std::random_device{}();
@@ -71,7 +86,7 @@ Sampling SamplingFlags::Read() const {
   try {
     sampling.Validate();
   } catch (const Error& e) {
-    throw UsageError("{}", e.what());
+    throw UsageError("{}", FlagOf(e.what()));
   }
   return sampling;
 }

@@ -16,8 +16,8 @@ class SamplingFlags {
   // Adds the flags to a verb. This must live until the command line is parsed.
   void AddTo(CLI::App& verb);
 
-  // What the flags say; without --seed the seed is new with each call. Throws UsageError for what makes no sense.
-  Sampling Read() const;
+  // What the flags say; without --seed the seed is new with each call. Throws UsageError for what makes no sense where at most `tokens` are written.
+  Sampling Read(int64_t tokens) const;
 
   const std::vector<std::string>& stop() const { return stop_; }
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }

@@ -32,7 +32,7 @@ std::string Plainly(const CLI::App& verb, const CLI::ParseError& fault) {
   const std::string name = what.substr(0, what.find(':'));
   const CLI::Option* option = verb.get_option_no_throw(name);
   if (!option) return what;
-  return option->count() == 0 ? name + ": a value is missing" : fmt::format("{}: given {} times, expected once", name, option->count());
+  return option->count() == 0 || what.ends_with("missing") ? name + ": a value is missing" : fmt::format("{}: given {} times, expected once", name, option->count());
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ std::string UsageMessage(const CLI::App& app, const CLI::ParseError& fault) {
       word = word.substr(0, word.find('='));
       if (std::find(flags.begin(), flags.end(), word) != flags.end())
         return fmt::format("'{}' stands in front of its command; expected {} {}", word, command.name, word);
-      return fmt::format("no flag '{}'{}", word, Suggestion(Nearest(word, flags))) + see(" lists them");
+      return fmt::format("no flag '{}'{}", word, Suggestion(word.size() > 2 ? Nearest(word, flags) : "")) + see(" lists them");
     }
     if (!verbs.empty()) return fmt::format("no command '{}'{}", word, Suggestion(Nearest(word, verbs))) + see(" lists them");
     return fmt::format("'{}' is one argument too many", word) + see("");

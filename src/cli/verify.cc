@@ -173,11 +173,11 @@ void AddVerify(CLI::App& app) {
                        "generate.greedy; the loss is read from goldens.json beside it")
           ->type_name("FILE");
   verb->add_option("--atol", flags->atol, "Largest absolute error allowed of a logit or hidden state")
-      ->check(Between(0.0, 1e30))
+      ->transform(Between(0.0, 1e30))
       ->needs(against)
       ->capture_default_str();
   verb->add_option("--grad-rtol", flags->grad_rtol, "Largest error allowed of a gradient, ‖g − g_ref‖ / ‖g_ref‖ of each tensor")
-      ->check(Between(0.0, 1e30))
+      ->transform(Between(0.0, 1e30))
       ->needs(against)
       ->capture_default_str();
   verb->add_flag("--fast", flags->fast, "With bf16 weights, round activations to bf16 where the processor multiplies those faster, as run, chat and bench do")
@@ -187,10 +187,10 @@ void AddVerify(CLI::App& app) {
               "--trials", flags->trials,
               "Play so many random texts in random pieces, batches and numbers of threads, with forks, snapshots, roll-backs and session files in between: "
               "logits and state must be the same bits as in one piece. BAMBA_SIMD chooses the instruction set")
-          ->check(Between(int64_t{0}, int64_t{1} << 40))
+          ->transform(Between(int64_t{0}, int64_t{1} << 40))
           ->type_name("N");
   verb->add_option("--seed", flags->seed, "Of the first trial; the next has the next number")
-      ->check(Between(int64_t{0}, INT64_MAX))
+      ->transform(Between(int64_t{0}, INT64_MAX))
       ->needs(trials)
       ->type_name("N")
       ->capture_default_str();

@@ -92,7 +92,7 @@ void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& nam
   part("keys and values of " + some(Product(plan.pages, kKvBlock), "token"), plan.kv());
   part("temporaries", plan.workspace);
   plan.on_device ? part("what its operations share", plan.shared) : part("snapshots", plan.snapshots);
-  throw Error("{}: needs {} of memory ({}), {} has {} left; lower --context (-n) or take a smaller model", name, human(plan.total()), parts,
+  throw Error("{}: needs {} of memory ({}), {} has {} left; ask for less (--context, -n, --batch) or take a smaller model", name, human(plan.total()), parts,
               plan.on_device ? "the GPU" : "this machine", human(available));
 }
 

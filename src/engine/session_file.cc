@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 
 #include "base/error.h"
 #include "base/executable.h"
@@ -45,8 +46,17 @@ void CheckIdentity(const std::string& path, const Header& header, const SessionI
     throw Error("{}: was saved with the arithmetic {}, now it is {}; set {} on a machine that has it, or begin anew", path, NameIn(header.arithmetic),
                 identity.arithmetic, NameIn(header.arithmetic).starts_with("cuda") ? "--device cuda" : "BAMBA_SIMD=" + NameIn(header.arithmetic));
   if ((header.precise != 0) != identity.precise)
-    throw Error("{}: was saved {} --precise, now it is {}; {} it, or begin anew", path, header.precise ? "with" : "without",
-                identity.precise ? "with" : "without", header.precise ? "add" : "leave out");
+    throw Error("{}: was saved {} --precise, now it is {}; {}, or begin anew", path, header.precise ? "with" : "without",
+                identity.precise ? "with" : "without", header.precise ? "add it" : "leave it out");
+}
+
+// A slip of the fingers must not cost a file that is no session.
+void CheckReplaceable(const std::string& path) {
+  std::error_code fault;
+  if (!std::filesystem::is_regular_file(path, fault) || std::filesystem::file_size(path, fault) == 0) return;
+  const MappedFile old(path);
+  if (old.size() < sizeof kMagic || std::memcmp(old.data(), kMagic, sizeof kMagic) != 0)
+    throw Error("{}: is there already and no saved session; give another name, or remove it", path);
 }
 
 void HashConfig(const Config& c, Hash& hash) {
@@ -137,6 +147,7 @@ void WriteSession(const std::string& path, const SessionIdentity& identity, std:
   identity.arithmetic.copy(header.arithmetic, sizeof header.arithmetic);
   header.header = HashOf(header);
 
+  CheckReplaceable(path);
   FileWriter file(path);
   file.Write(&header, sizeof header);
   file.Write(tokens.data(), tokens.size_bytes());
@@ -165,7 +176,7 @@ SessionFile::SessionFile(const std::string& path, const SessionIdentity& identit
   if (!whole)
     throw Error("{}: is cut short or damaged: {} tokens and a state of {} bytes announced, {} bytes there; take another copy", path, header.tokens,
                 header.image_bytes, size);
-  if (config.Count(BlockKind::kAttention) > 0 && header.tokens > context)
+  if (config.Count(BlockKind::kAttention) > 0 && header.position > context)  // the last token needs no room until it is read
     throw Error("{}: has {} tokens, the context has room for {}; raise --context", path, Thousands(header.tokens), Thousands(context));
 
   const char* content = file_.data() + sizeof header;

@@ -54,7 +54,8 @@ double StateBytes(const Config& c, int64_t position, Dtype input_dtype) {
 // A text's step may be padded on an accelerator (engine/batch_runner.h): there is room for it.
 BatchSize LargestBatch(const Config& c, const SpeedTest& test) {
   const int64_t room = test.execution.accelerator && test.generate > 0 ? 32 : 0;
-  return {.rows = MostRows(c, test) + room, .scored = test.batch + room};
+  const int64_t rows = MostRows(c, test);
+  return {.rows = rows + room, .scored = std::min(test.batch, rows) + room};
 }
 
 // The sequences of a test, moved on by calls.

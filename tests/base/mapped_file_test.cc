@@ -136,6 +136,18 @@ TEST_F(FileTest, DevicesAreWrittenAsTheyAre) {
   EXPECT_EQ(Files(), 1u);
 }
 
+TEST_F(FileTest, LinksAndPermissionsStay) {
+  Put("old", "one");
+  fs::permissions(Path("old"), fs::perms::owner_read | fs::perms::owner_write);
+  fs::create_symlink("old", Path("link"));
+  FileWriter w(Path("link"));
+  w.Write("two");
+  w.Commit();
+  EXPECT_TRUE(fs::is_symlink(Path("link")));
+  EXPECT_EQ(ReadFile(Path("old")), "two");
+  EXPECT_EQ(fs::status(Path("old")).permissions(), fs::perms::owner_read | fs::perms::owner_write);
+}
+
 TEST_F(FileTest, ExchangesNamesOrLeavesBoth) {
   Put("a", "one"), Put("b", "two");
   if (!ExchangeNames(Path("a"), Path("b"))) GTEST_SKIP() << "this file system can't";

@@ -59,6 +59,9 @@ Count 1 '"precise":true'
 Runs 0 --config "$tiny/config.json" --dtype bf16 -p 20 -r 1 --json
 Count 1 '"precise":false'
 
+Runs 0 "$tiny" -p 4 -n 0 -b 513 -r 1
+Count 1 '^prefill +4 +513 '
+
 # A row that is done stays when a signal ends the next.
 rm "$dir/out"
 "$bamba" bench "$tiny" -n 2,10000000 -r 1 --json >"$dir/out" 2>"$dir/err" &

@@ -41,6 +41,29 @@ Piped $'Hello\n/load '"$dir"$'/cut\n/load '"$dir"$'/none\n/load '"$mini"$'/confi
 [ $code = 1 ] && [ "$(grep -c '^bamba: .*/\(cut\|none\|config.json\)' "$dir/err")" = 3 ] || Fail "files that can't be loaded are named"
 Said "3 of the inputs could not be obeyed"
 
+# A full chat can be loaded again; what is no session is not written over; a link and the file's permissions stay; a pipe that nobody reads is not waited for.
+Piped $'Hello\n/save '"$dir"$'/full\n/load '"$dir"$'/full\n' -n 100 --context 32
+[ $code = 0 ] || Fail "a full chat is saved and loaded"
+Said "going on with $dir/full · context 32 of 32"
+echo notes >"$dir/notes" && chmod 600 "$dir/full" && ln -s full "$dir/link" && mkfifo "$dir/fifo" && before=$(stat -c %i "$dir/full")
+Piped $'Hello\n/save '"$dir"$'/notes\n/save '"$dir"$'/fifo\n/load '"$dir"$'/fifo\n/save '"$dir"$'/link\n' -n 2
+[ $code = 1 ] && [ "$(cat "$dir/notes")" = notes ] && [ -L "$dir/link" ] && [ "$(stat -c %a "$dir/full")" = 600 ] && [ "$(stat -c %i "$dir/full")" != "$before" ] ||
+  Fail "/save to notes, a pipe and a link"
+Said "notes: is there already and no saved session"
+Said "fifo: cannot be written: nobody reads this pipe"
+Said "fifo: is not a regular file"
+
+# The same choices as run's, and refused where run refuses them.
+third=$("$bamba" run "$mini" --greedy -n 12 --ids -p "$("$bamba" tokenize "The lighthouse keeper" 2>/dev/null)" -t 1 2>/dev/null | tr ' ' '\n' | tail -n 10 | head -n 1)
+Piped $'The lighthouse keeper\n' -n 12 --stop-token "$third"
+[ $code = 0 ] && [ "$(wc -c <"$dir/out")" -lt "${#first}" ] || Fail "--stop-token"
+Piped Hello --stop-token 8192
+[ $code = 1 ] && Said "stop token 8192"
+Piped Hello -n 3 --min-tokens 5
+[ $code = 2 ] && Said "--min-tokens 5 is more than -n 3"
+printf 'Hello\nand\n' | "$bamba" chat "$mini" --greedy -n 3 2>/dev/full >"$dir/out"
+[ $? = 0 ] && [ "$(wc -l <"$dir/out")" -ge 2 ] || Fail "standard error that can't be written"
+
 Piped $'one \\\ntwo' -n 3
 [ $code = 0 ] && [ "$(grep -c 'tok read' "$dir/err")" = 1 ] || Fail "a backslash joins lines"
 Piped $'/undo\n/rest\n/save\n' -n 3

@@ -66,7 +66,7 @@ TEST(SamplingFlags, SayWhatIsTyped) {
                 "8",
                 "--min-tokens",
                 "3"});
-  const Sampling sampling = flags.Read();
+  const Sampling sampling = flags.Read(256);
   EXPECT_EQ(sampling.temperature, 0.5);
   EXPECT_EQ(sampling.top_k, 7);
   EXPECT_EQ(sampling.typical_p, 0.9);
@@ -85,11 +85,11 @@ TEST(SamplingFlags, RefuseNonsense) {
                           "--logit-bias=3=1000", "--min-p=2", "--top-k=-1"}) {
     SamplingFlags flags;
     Parse(flags, {bad});
-    EXPECT_THROW(flags.Read(), UsageError) << bad;
+    EXPECT_THROW(flags.Read(256), UsageError) << bad;
   }
   SamplingFlags empty_stop;
   Parse(empty_stop, {"--stop", ""});
-  EXPECT_THROW(empty_stop.Read(), UsageError);
+  EXPECT_THROW(empty_stop.Read(256), UsageError);
 }
 
 TEST(PromptFlags, ComeInTheOrderOfTyping) {

@@ -40,6 +40,19 @@ TEST_F(HistoryFileTest, EntriesComeBackAndOnlyTheOwnerReadsThem) {
   EXPECT_THAT(warnings_, IsEmpty());
 }
 
+// Whoever keeps no history links it to /dev/null, whose permissions are everybody's.
+TEST_F(HistoryFileTest, WhatIsNoFileStaysAsItIs) {
+  fs::create_directories(fs::path(path_).parent_path());
+  fs::create_symlink("/dev/null", path_);
+  const fs::perms before = fs::status("/dev/null").permissions();
+  HistoryFile file = Open(path_);
+  EXPECT_THAT(file.Load(3), IsEmpty());
+  file.Add("a");
+  EXPECT_EQ(fs::status("/dev/null").permissions(), before);
+  EXPECT_TRUE(fs::is_symlink(path_));
+  EXPECT_THAT(warnings_, IsEmpty());
+}
+
 TEST_F(HistoryFileTest, ALongFileIsCut) {
   HistoryFile file = Open(path_);
   file.Load(3);

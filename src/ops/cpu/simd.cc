@@ -66,7 +66,7 @@ void ChooseSimd() {
   const std::vector<SimdLevel> levels = SimdLevels();
   if (levels.empty()) throw Error("this processor has no AVX2, FMA and F16C, which bamba needs: it runs on x86-64 processors from 2013 (Haswell, Zen) on");
   const char* wanted = std::getenv("BAMBA_SIMD");
-  if (!wanted) return SetSimd(levels.back());
+  if (!wanted || !*wanted) return SetSimd(levels.back());
   const auto found = std::find_if(levels.begin(), levels.end(), [&](SimdLevel level) { return std::string_view(wanted) == Name(level); });
   if (found == levels.end()) {
     std::vector<const char*> names;
