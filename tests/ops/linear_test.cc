@@ -77,6 +77,7 @@ TEST_P(LinearTest, IsWithinTheBoundOfTheExactProduct) {
     for (int64_t in : {511, 512, 513, 1030, 4096})
       for (int64_t rows : {1, 16, 50}) ExpectWithinBound(rows, in, 35);
     for (int64_t in : {515, 1100}) ExpectWithinBound(270, in, 150);
+    ExpectWithinBound(50, 515, 1045);
   });
 }
 
@@ -105,8 +106,8 @@ TEST_P(LinearTest, ErrsNoMoreThanTwiceThePlainLoop) {
 
 TEST_P(LinearTest, RowsDoNotSeeTheirNeighbours) {
   AtEverySimdLevel([&] {
-    for (int64_t in : {1, 37, 256, 515, 1100}) {
-      Matrix x(Dtype::kF32, 300, in, 5), weight = Weight(43, in), bias(GetParam().weight, 1, 43, 6);
+    for (const auto& [in, out] : {std::pair{1, 43}, {37, 43}, {256, 43}, {515, 43}, {1100, 43}, {515, 1045}}) {  // the last by other tiles at AVX2
+      Matrix x(Dtype::kF32, 300, in, 5), weight = Weight(out, in), bias(GetParam().weight, 1, out, 6);
       const LinearWeight w{weight, Bias(bias)};
       const Matrix all = Linear(x, w);
       for (int64_t t = 0; t < 300; t += 7) {

@@ -229,7 +229,7 @@ void StreamWeights(const Tensor& x, const LinearWeight& w, const Tensor& y, int6
 // A block of W [outputs, k], decoded and turned: element (n, k) at [k % kSums][k / kSums][n], outputs padded to whole vectors with any numbers, k with zeros.
 // The parts of the sums lie a little further apart than they are long: with a power of two between them they would compete for the same sets of the caches.
 struct Panel {
-  static constexpr int64_t kMostFloats = kBlockK * kPanelVecs * kLanes + kSums * kLanes;
+  static constexpr int64_t MostFloats(int64_t vecs) { return kBlockK * vecs * kLanes + kSums * kLanes; }
   float* data;
   int64_t steps, vecs;
 
@@ -330,21 +330,21 @@ void MultiplyPanel(const Rows& rows, const Panel& panel, int64_t k, Place place,
       place.Store(f, sums[r][v], bias + v * kLanes, rows.y + r * rows.y_stride + v * kLanes, v + 1 < kVecs ? kLanes : outputs - v * kLanes);
 }
 
-// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y, at most kPanelVecs vectors. The panel stays in the second level cache, a tile of x in the
+// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y, at most kVecs vectors. The panel stays in the second level cache, a tile of x in the
 // first.
-template <typename W>
+template <int kRows, int kVecs, typename W>
 void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
-  HWY_ALIGN float data[Panel::kMostFloats], bias[kPanelVecs * kLanes];
-  LoadBias(w.bias, n, outputs, bias, kPanelVecs * kLanes);
-  const int64_t tile_rows = EvenPiece(rows, kPanelRows), all = x.cols();
+  HWY_ALIGN float data[Panel::MostFloats(kVecs)], bias[kVecs * kLanes];
+  LoadBias(w.bias, n, outputs, bias, kVecs * kLanes);
+  const int64_t tile_rows = EvenPiece(rows, kRows), all = x.cols();
   for (int64_t k = 0; k < all; k += kBlockK) {
     const int64_t part = std::min(kBlockK, all - k);
     const Panel panel{data, CeilDiv(part, kSums), CeilDiv(outputs, kLanes)};
     panel.Fill(w.weight.Row<W>(n) + k, w.weight.stride(0), outputs, part);
-    WithRows<kPanelVecs>(panel.vecs, [&](auto vecs) HWY_ATTR {
+    WithRows<kVecs>(panel.vecs, [&](auto vecs) HWY_ATTR {
       for (int64_t r = row; r < row + rows; r += tile_rows) {
         const Rows tile = {x.Row<float>(r) + k, x.stride(0), y.Row<float>(r) + n, y.stride(0)};
-        WithRows<kPanelRows>(std::min(tile_rows, row + rows - r), [&](auto count) HWY_ATTR {
+        WithRows<kRows>(std::min(tile_rows, row + rows - r), [&](auto count) HWY_ATTR {
           MultiplyPanel<decltype(count)::value, decltype(vecs)::value>(tile, panel, part, {k == 0, k + part == all}, bias, outputs);
         });
       }
@@ -354,6 +354,9 @@ void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int
 
 // From this number of rows on, decoding and turning the weight once pays.
 constexpr int64_t kManyRows = HWY_TARGET == HWY_AVX2 ? 24 : 16;
+// At AVX2 a panel of 16 outputs and more inputs than this fills the first level cache; tiles of 4 rows × 24 outputs ask less of what is behind it, 5 % with
+// 4,096 inputs. They want many outputs, which share evenly whether or not they are a multiple of 24.
+[[maybe_unused]] constexpr int64_t kShortInputs = 256, kManyOutputs = 1024;
 
 // Few rows times one matrix or several, whose outputs lie side by side in y: one loop, so that the threads wait for each other once.
 template <typename W>
@@ -375,22 +378,31 @@ void LinearsFew(Context& ctx, const Tensor& x, std::span<const LinearWeight> mat
   });
 }
 
-template <typename W>
-void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
-  const int64_t rows = x.rows(), outputs = y.cols(), k = x.cols();
-  if (rows == 0) return;
-  if (rows < kManyRows || k == 0) return LinearsFew<W>(ctx, x, {&w, 1}, y);
+// In tiles of kRows rows and kVecs vectors of outputs.
+template <int kRows, int kVecs, typename W>
+void LinearMany(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
+  const int64_t rows = x.rows(), outputs = y.cols();
   // Every part of the rows turns the weight anew: no more parts than the threads need to end together.
   constexpr int64_t kLeastRows = 48;
-  const int64_t vecs = CeilDiv(outputs, kLanes), output_step = EvenPiece(vecs, kPanelVecs) * kLanes, output_parts = CeilDiv(outputs, output_step);
+  const int64_t vecs = CeilDiv(outputs, kLanes), output_step = EvenPiece(vecs, kVecs) * kLanes, output_parts = CeilDiv(outputs, output_step);
   const int64_t wanted = CeilDiv(2 * ctx.threads->threads(), output_parts);
-  const int64_t row_step = CeilDiv(EvenPiece(rows, std::max(kLeastRows, CeilDiv(rows, wanted))), kPanelRows) * kPanelRows, row_parts = CeilDiv(rows, row_step);
+  const int64_t row_step = CeilDiv(EvenPiece(rows, std::max(kLeastRows, CeilDiv(rows, wanted))), kRows) * kRows, row_parts = CeilDiv(rows, row_step);
   ctx.threads->For(row_parts * output_parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t n = i / row_parts * output_step, row = i % row_parts * row_step;
-      MultiplyPanels<W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(output_step, outputs - n));
+      MultiplyPanels<kRows, kVecs, W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(output_step, outputs - n));
     }
   });
+}
+
+template <typename W>
+void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
+  const int64_t rows = x.rows(), k = x.cols();
+  if (rows == 0) return;
+  if (rows < kManyRows || k == 0) return LinearsFew<W>(ctx, x, {&w, 1}, y);
+  if constexpr (HWY_TARGET == HWY_AVX2)
+    if (k > kShortInputs && y.cols() >= kManyOutputs) return LinearMany<4, 3, W>(ctx, x, w, y);
+  LinearMany<kPanelRows, kPanelVecs, W>(ctx, x, w, y);
 }
 
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
