@@ -24,6 +24,13 @@ struct Descriptor {
   }
 };
 
+// For writing, but for a pipe that nobody reads, which would be waited for.
+int OpenForWriting(const std::string& path, int flags) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | flags, 0600);
+  if (fd < 0) throw Error("{}: cannot be written: {}", path, errno == ENXIO ? "nobody reads this pipe" : std::strerror(errno));
+  return fd;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -90,8 +97,7 @@ std::string TemporaryName(const std::string& path) {
 bool ExchangeNames(const std::string& a, const std::string& b) { return renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0; }
 
 bool MakePrivate(const std::string& path) {
-  Descriptor d{open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600)};
-  if (d.fd < 0) throw Error("{}: cannot be written: {}", path, errno == ENXIO ? "nobody reads this pipe" : std::strerror(errno));
+  Descriptor d{OpenForWriting(path, O_APPEND | O_CREAT)};
   struct stat info;
   if (fstat(d.fd, &info) != 0 || !S_ISREG(info.st_mode)) return false;
   if (info.st_uid == geteuid()) fchmod(d.fd, 0600);
@@ -103,8 +109,7 @@ FileWriter::FileWriter(const std::string& path) : path_(path) {
   const bool exists = stat(path.c_str(), &info) == 0;
   if (exists && S_ISDIR(info.st_mode)) throw Error("{}: is a directory, expected a file name", path);
   if (exists && !S_ISREG(info.st_mode)) {
-    fd_ = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd_ < 0) throw Error("{}: cannot be written: {}", path, errno == ENXIO ? "nobody reads this pipe" : std::strerror(errno));
+    fd_ = OpenForWriting(path, 0);
     fcntl(fd_, F_SETFL, fcntl(fd_, F_GETFL) & ~O_NONBLOCK);
     return;
   }

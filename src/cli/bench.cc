@@ -196,7 +196,7 @@ void AddBench(CLI::App& app) {
   AddModel(*verb, flags->model);
   verb->add_option("--config", flags->config,
                    fmt::format("A shape instead of a model, with random weights: {}, or a config.json", fmt::join(ConfigNames(), ", ")))
-      ->check(NotEmpty())
+      ->check(NotEmpty("a shape's name or a path"))
       ->type_name("NAME");
   verb->add_flag("--random", flags->random, "Random weights: of a MODEL its config.json alone is read");
   verb->add_option("--dtype", flags->dtype, "Of random weights (default: bf16)")->check(CLI::IsMember({"f32", "bf16", "f16"}));

@@ -42,12 +42,13 @@ struct ChatFlags {
 };
 
 // Beside the text: where nobody hears it, the chat goes on.
-void Tell(const std::string& line) {
+void TellAll(std::string_view lines) {
   try {
-    WriteAll(kStandardError, line + "\n");
+    WriteAll(kStandardError, lines);
   } catch (const Error&) {
   }
 }
+void Tell(const std::string& line) { TellAll(line + "\n"); }
 void Warn(const std::string& line) { Tell("bamba: " + line); }
 
 // One who types, or a script, and the conversation.
@@ -124,11 +125,7 @@ class Chat {
         conversation_.Load(command.argument);
         Tell(fmt::format(" going on with {} · {}", command.argument, Context()));
         break;
-      case ChatVerb::kHelp: {
-        const std::string_view help = ChatHelp();
-        Tell(std::string(help.substr(0, help.size() - 1)));
-        break;
-      }
+      case ChatVerb::kHelp: TellAll(ChatHelp()); break;
       case ChatVerb::kQuit: return false;
     }
     return true;
@@ -190,7 +187,7 @@ int64_t SnapshotBytes(const Model& model, int64_t context, const Execution& exec
 }
 
 void RunChat(const ChatFlags& flags) {
-  const Sampling sampling = flags.sampling.Read(flags.tokens);
+  const Request reply = flags.sampling.Read(flags.tokens);
   const std::string name = flags.model.empty() ? DefaultModel() : flags.model;
   const std::string directory = ModelFolder(name);
   const Execution execution = flags.device.Open(flags.precise);
@@ -205,24 +202,16 @@ void RunChat(const ChatFlags& flags) {
   Engine engine(
       model, &tokenizer,
       {.name = name, .execution = execution, .context = context, .roll_back = true, .snapshot_bytes = SnapshotBytes(model, context, execution), .warn = Warn});
-  Request reply{.prompt = {0},
-                .max_tokens = flags.tokens,
-                .sampling = sampling,
-                .stop = flags.sampling.stop(),
-                .stop_tokens = flags.sampling.stop_tokens(),
-                .min_tokens = flags.sampling.min_tokens(),
-                .ignore_eos = flags.sampling.ignore_eos(),
-                .interrupted = [] { return InterruptSignal() != 0; }};
-  engine.Check(reply);  // now, not at the first turn, whose text takes the prompt's place
+  engine.CheckChoices(reply);  // now, not at the first turn
   Session session(engine);
-  Conversation conversation(session, tokenizer, form, {.system = flags.system, .context = context, .reply = std::move(reply)});
+  Conversation conversation(session, tokenizer, form, {.system = flags.system, .context = context, .reply = reply});
   const bool interactive = IsTerminal(kStandardInput);
   CatchInterrupts(interactive);
   if (interactive)
     Tell(fmt::format(" {} · {} parameters · template {} · {}/help lists the commands", ModelName(name),
                      HumanCount(static_cast<double>(ParameterCount(model.config))), form_name,
                      context > 0 ? fmt::format("context {} · ", Thousands(context)) : ""));
-  Chat(conversation, context, sampling.temperature > 0).Run();
+  Chat(conversation, context, reply.sampling.temperature > 0).Run();
 }
 
 constexpr const char* kExamples = R"(examples:

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cctype>
 
+#include "cli/values.h"
+
 namespace bamba::cli {
 namespace {
 
@@ -80,7 +82,7 @@ const CLI::App& ParsedVerb(const CLI::App& app) {
 }
 
 void RefuseEmptyPaths(CLI::App& app) {
-  const CLI::Validator not_empty([](std::string& path) { return path.empty() ? std::string("is empty; expected a path") : std::string(); }, "");
+  const CLI::Validator not_empty = NotEmpty("a path");
   for (CLI::Option* option : app.get_options())
     if (const auto kind = KindOf(*option); kind == Parameter::Kind::kFile || kind == Parameter::Kind::kDirectory) option->check(not_empty);
   for (CLI::App* verb : app.get_subcommands(nullptr)) RefuseEmptyPaths(*verb);

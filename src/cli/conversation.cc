@@ -67,11 +67,11 @@ Conversation::Reply Conversation::Continue(Turn& turn, const Emit& emit) {
   Request request = settings_.reply;
   request.prompt = turn.prompt;
   request.sampling.seed += turn.attempts;
-  const int64_t position = tokens() - session_.unread(), given = session_.unread() + static_cast<int64_t>(turn.prompt.size());
+  const int64_t position = session_.position(), given = session_.unread() + static_cast<int64_t>(turn.prompt.size());
   Reply reply{.seed = request.sampling.seed};
   reply.generation = session_.Generate(request, emit);
   const Generation& g = reply.generation;
-  reply.read = std::min(given, tokens() - session_.unread() - position);  // less where it was interrupted
+  reply.read = std::min(given, session_.position() - position);  // less where it was interrupted
   if (g.finish == FinishReason::kStop) TakeOutStop(g);
   reply.full = g.finish == FinishReason::kLength && static_cast<int64_t>(g.tokens.size()) < request.max_tokens;
   return reply;

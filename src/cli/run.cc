@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -68,9 +67,7 @@ std::vector<int32_t> ParseIds(std::string_view text) {
     text.remove_prefix(at);
     const std::string_view word = text.substr(0, text.find_first_of(kBetween));
     int32_t id = 0;
-    const auto [end, fault] = std::from_chars(word.data(), word.data() + word.size(), id);
-    if (fault != std::errc() || end != word.data() + word.size())
-      throw UsageError("--ids: the prompt is no list of token ids: found '{}', expected a whole number such as 17", word);
+    if (!FromChars(word, id)) throw UsageError("--ids: the prompt is no list of token ids: found '{}', expected a whole number such as 17", word);
     ids.push_back(id);
     text.remove_prefix(word.size());
   }
@@ -84,20 +81,6 @@ int32_t Sequences(const RunFlags& flags, size_t prompts) {
   const size_t texts = prompts * static_cast<size_t>(flags.completions),
                most = static_cast<size_t>(std::max(flags.batch > 0 ? flags.batch : kBatch, flags.completions));
   return static_cast<int32_t>(std::min(texts, most));
-}
-
-Request RequestFor(const RunFlags& flags, const Sampling& sampling, std::vector<int32_t> prompt) {
-  return {.prompt = std::move(prompt),
-          .max_tokens = flags.tokens,
-          .completions = flags.completions,
-          .sampling = sampling,
-          .stop = flags.sampling.stop(),
-          .stop_tokens = flags.sampling.stop_tokens(),
-          .min_tokens = flags.sampling.min_tokens(),
-          .ignore_eos = flags.sampling.ignore_eos(),
-          .top_logprobs = flags.logprobs,
-          .prompt_logprobs = flags.logprobs && flags.echo,
-          .interrupted = [] { return InterruptSignal() != 0; }};
 }
 
 // Writes all texts of all requests; a prompt stands before each of its texts.
@@ -164,7 +147,9 @@ class Writing {
 };
 
 void Run(const RunFlags& flags) {
-  const Sampling sampling = flags.sampling.Read(flags.tokens);
+  Request request = flags.sampling.Read(flags.tokens);
+  request.completions = flags.completions;
+  request.top_logprobs = flags.logprobs, request.prompt_logprobs = flags.logprobs && flags.echo;
   const std::string directory = flags.model.empty() ? DefaultModel() : flags.model;
   const std::vector<std::string> prompts = flags.prompts.Read();
   const int32_t sequences = Sequences(flags, prompts.size());
@@ -179,8 +164,9 @@ void Run(const RunFlags& flags) {
   std::vector<Request> requests;
   int64_t longest = 0;
   for (const std::string& prompt : prompts) {
-    requests.push_back(RequestFor(flags, sampling, tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt)));
-    longest = std::max(longest, static_cast<int64_t>(requests.back().prompt.size()));
+    request.prompt = tokenizer ? EncodePrompt(model, *tokenizer, prompt) : ParseIds(prompt);
+    longest = std::max(longest, static_cast<int64_t>(request.prompt.size()));
+    requests.push_back(request);
   }
   std::unique_ptr<Progress> loading;
   const auto tell_loading = [&](int64_t done, int64_t of) {
@@ -195,7 +181,7 @@ void Run(const RunFlags& flags) {
                  .warn = [](const std::string& line) { std::fprintf(stderr, "bamba: %s\n", line.c_str()); },
                  .loading = tell_loading});
   loading.reset();
-  for (const Request& request : requests) engine.Check(request);
+  for (const Request& one : requests) engine.Check(one);
   if (execution.accelerator) report.context_seconds = execution.accelerator->ContextSeconds();
   report.load_seconds = SecondsSince(start) - report.context_seconds;
 
@@ -203,7 +189,7 @@ void Run(const RunFlags& flags) {
   Writing writing(report, prompts, requests, flags.json);
   const RunTotals totals = writing.Run(engine);
   if (!writing.error().empty()) throw Error("{}", writing.error());
-  if (!flags.json) std::fprintf(stderr, "%s\n", ClosingLine(report, totals, sampling, model, engine).c_str());
+  if (!flags.json) std::fprintf(stderr, "%s\n", ClosingLine(report, totals, request.sampling, model, engine).c_str());
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 #include "cli/sampling_flags.h"
 
-#include <charconv>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include "base/error.h"
+#include "base/terminal.h"
 #include "cli/values.h"
 
 namespace bamba::cli {
@@ -12,20 +13,17 @@ namespace {
 
 constexpr const char* kGroup = "How tokens are chosen";
 
-template <typename Number>
-bool ParseWhole(std::string_view text, Number& number) {
-  const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return fault == std::errc() && end == text.data() + text.size();
-}
-
 // A message about a setting, which it begins with, about its flag.
 std::string FlagOf(const std::string& message) {
-  constexpr std::pair<std::string_view, std::string_view> kFlags[] = {
-      {"temperature", "--temperature"},       {"top_k", "--top-k"},
-      {"top_p", "--top-p"},                   {"min_p", "--min-p"},
-      {"typical_p", "--typical"},             {"repetition_penalty", "--repeat-penalty"},
-      {"presence_penalty", "--presence-penalty"}, {"frequency_penalty", "--frequency-penalty"},
-      {"logit_bias", "--logit-bias"}};
+  constexpr std::pair<std::string_view, std::string_view> kFlags[] = {{"temperature", "--temperature"},
+                                                                      {"top_k", "--top-k"},
+                                                                      {"top_p", "--top-p"},
+                                                                      {"min_p", "--min-p"},
+                                                                      {"typical_p", "--typical"},
+                                                                      {"repetition_penalty", "--repeat-penalty"},
+                                                                      {"presence_penalty", "--presence-penalty"},
+                                                                      {"frequency_penalty", "--frequency-penalty"},
+                                                                      {"logit_bias", "--logit-bias"}};
   const std::string_view name = std::string_view(message).substr(0, message.find(' '));
   for (const auto& [setting, flag] : kFlags)
     if (name == setting) return std::string(flag) + message.substr(name.size());
@@ -38,7 +36,7 @@ std::pair<int32_t, double> ParseLogitBias(std::string_view text) {
   const size_t at = text.find('=');
   int32_t id = 0;
   double value = 0;
-  if (at == std::string_view::npos || !ParseWhole(text.substr(0, at), id) || !ParseWhole(text.substr(at + 1), value))
+  if (at == std::string_view::npos || !FromChars(text.substr(0, at), id) || !FromChars(text.substr(at + 1), value))
     throw UsageError("--logit-bias is '{}'; expected ID=VALUE, such as 42=-5, or 42=-inf for a token that is never chosen (`bamba tokenize` shows ids)", text);
   return {id, value};
 }
@@ -75,7 +73,7 @@ void SamplingFlags::AddTo(CLI::App& verb) {
   verb.add_flag("--ignore-eos", ignore_eos_, "Write on after a token that ends a text")->group(kGroup);
 }
 
-Sampling SamplingFlags::Read(int64_t tokens) const {
+Request SamplingFlags::Read(int64_t tokens) const {
   if (min_tokens_ > tokens) throw UsageError("--min-tokens {} is more than -n {}", min_tokens_, tokens);
   Sampling sampling = sampling_;
   if (greedy_) sampling.temperature = 0;
@@ -88,7 +86,13 @@ Sampling SamplingFlags::Read(int64_t tokens) const {
   } catch (const Error& e) {
     throw UsageError("{}", FlagOf(e.what()));
   }
-  return sampling;
+  return {.max_tokens = tokens,
+          .sampling = std::move(sampling),
+          .stop = stop_,
+          .stop_tokens = stop_tokens_,
+          .min_tokens = min_tokens_,
+          .ignore_eos = ignore_eos_,
+          .interrupted = [] { return InterruptSignal() != 0; }};
 }
 
 }  // namespace bamba::cli

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/sampler.h"
+#include "engine/request.h"
 
 namespace bamba::cli {
 
@@ -16,13 +16,9 @@ class SamplingFlags {
   // Adds the flags to a verb. This must live until the command line is parsed.
   void AddTo(CLI::App& verb);
 
-  // What the flags say; without --seed the seed is new with each call. Throws UsageError for what makes no sense where at most `tokens` are written.
-  Sampling Read(int64_t tokens) const;
-
-  const std::vector<std::string>& stop() const { return stop_; }
-  const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
-  int64_t min_tokens() const { return min_tokens_; }
-  bool ignore_eos() const { return ignore_eos_; }
+  // What the flags ask for, of texts of at most `tokens` that Ctrl-C ends; the prompt is to be filled in. Without --seed the seed is new with each call. Throws
+  // UsageError for what makes no sense.
+  Request Read(int64_t tokens) const;
 
  private:
   Sampling sampling_{.temperature = 0.8, .top_p = 0.95};

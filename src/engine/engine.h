@@ -57,6 +57,8 @@ class Engine {
   // Throws Error for a request that can't be begun: a prompt without tokens, with ids outside the vocabulary or with more tokens than the context, more
   // completions than `sequences`, and sampling numbers that make no sense.
   void Check(const Request& request) const;
+  // The same but for the prompt and the number of completions.
+  void CheckChoices(const Request& request) const;
 
   // Queues a request, or throws as Check does. Requests begin in the order of their coming.
   RequestId Submit(Request request, Listener listener);
@@ -78,7 +80,6 @@ class Engine {
   struct Job;   // a request
   struct Text;  // a completion of a job that runs
 
-  void CheckChoices(const Request& request) const;
   void CheckPrompt(std::span<const int32_t> prompt, int64_t position) const;
   RequestId Queue(Request request, Listener listener, Session* session);
   void Generate(const Request& request, const std::function<void(std::string_view)>& emit, Session* session, Generation& result);

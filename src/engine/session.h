@@ -23,6 +23,7 @@ class Session {
 
   // All tokens so far, appended and chosen. The model reads the last ones, as far as it has not, at the start of the next Generate.
   const std::vector<int32_t>& tokens() const { return tokens_; }
+  int64_t position() const { return sequence_.position; }  // tokens read
   int64_t unread() const { return static_cast<int64_t>(tokens_.size()) - sequence_.position; }
   int64_t room() const;  // tokens until the context is full; INT64_MAX without attention
 

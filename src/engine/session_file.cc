@@ -50,13 +50,13 @@ void CheckIdentity(const std::string& path, const Header& header, const SessionI
                 identity.precise ? "with" : "without", header.precise ? "add it" : "leave it out");
 }
 
+bool BeginsAsSession(const MappedFile& file) { return file.size() >= sizeof kMagic && std::memcmp(file.data(), kMagic, sizeof kMagic) == 0; }
+
 // A slip of the fingers must not cost a file that is no session.
 void CheckReplaceable(const std::string& path) {
   std::error_code fault;
   if (!std::filesystem::is_regular_file(path, fault) || std::filesystem::file_size(path, fault) == 0) return;
-  const MappedFile old(path);
-  if (old.size() < sizeof kMagic || std::memcmp(old.data(), kMagic, sizeof kMagic) != 0)
-    throw Error("{}: is there already and no saved session; give another name, or remove it", path);
+  if (!BeginsAsSession(MappedFile(path))) throw Error("{}: is there already and no saved session; give another name, or remove it", path);
 }
 
 void HashConfig(const Config& c, Hash& hash) {
@@ -128,6 +128,7 @@ SessionIdentity IdentityOf(const Model& model, const Execution& execution, Threa
 
 void WriteSession(const std::string& path, const SessionIdentity& identity, std::span<const int32_t> tokens, const StatePool& pool,
                   const SequenceState& sequence) {
+  CheckReplaceable(path);
   const int64_t reach = pool.Reach(sequence);
   Hash content;
   content.Add(tokens.data(), tokens.size_bytes());
@@ -147,7 +148,6 @@ void WriteSession(const std::string& path, const SessionIdentity& identity, std:
   identity.arithmetic.copy(header.arithmetic, sizeof header.arithmetic);
   header.header = HashOf(header);
 
-  CheckReplaceable(path);
   FileWriter file(path);
   file.Write(&header, sizeof header);
   file.Write(tokens.data(), tokens.size_bytes());
@@ -157,8 +157,7 @@ void WriteSession(const std::string& path, const SessionIdentity& identity, std:
 
 SessionFile::SessionFile(const std::string& path, const SessionIdentity& identity, const Config& config, const StatePool& pool, int64_t context) : file_(path) {
   Header header;
-  if (file_.size() < sizeof kMagic || std::memcmp(file_.data(), kMagic, sizeof kMagic) != 0)
-    throw Error("{}: is no saved session (it does not begin with {})", path, std::string(kMagic, sizeof kMagic));
+  if (!BeginsAsSession(file_)) throw Error("{}: is no saved session (it does not begin with {})", path, std::string(kMagic, sizeof kMagic));
   if (file_.size() < sizeof header) throw Error("{}: is cut short: {} bytes, a session has at least {}; take another copy", path, file_.size(), sizeof header);
   std::memcpy(&header, file_.data(), sizeof header);
   if (header.version != kVersion)

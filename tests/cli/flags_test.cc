@@ -66,7 +66,8 @@ TEST(SamplingFlags, SayWhatIsTyped) {
                 "8",
                 "--min-tokens",
                 "3"});
-  const Sampling sampling = flags.Read(256);
+  const Request request = flags.Read(256);
+  const Sampling& sampling = request.sampling;
   EXPECT_EQ(sampling.temperature, 0.5);
   EXPECT_EQ(sampling.top_k, 7);
   EXPECT_EQ(sampling.typical_p, 0.9);
@@ -75,9 +76,9 @@ TEST(SamplingFlags, SayWhatIsTyped) {
   EXPECT_EQ(sampling.repetition_penalty, 1.1);
   EXPECT_EQ(sampling.logit_bias, (std::vector<std::pair<int32_t, double>>{{3, -HUGE_VAL}, {4, 2}}));
   EXPECT_EQ(sampling.seed, 18446744073709551615u);
-  EXPECT_EQ(flags.stop(), (std::vector<std::string>{"[a,b]", " "}));
-  EXPECT_EQ(flags.stop_tokens(), (std::vector<int32_t>{8}));
-  EXPECT_EQ(flags.min_tokens(), 3);
+  EXPECT_EQ(request.stop, (std::vector<std::string>{"[a,b]", " "}));
+  EXPECT_EQ(request.stop_tokens, (std::vector<int32_t>{8}));
+  EXPECT_EQ(request.min_tokens, 3);
 }
 
 TEST(SamplingFlags, RefuseNonsense) {

@@ -12,7 +12,8 @@ namespace {
 template <int kRows>
 constexpr int kMostShared = (kRows <= 32 ? 204 : 222) * 1024;
 
-// kHalves: there are at most half as many tiles of 64 outputs as multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs (FirstHalf).
+// kHalves: there are at most half as many tiles of 64 outputs as multiprocessors, so the two blocks of a cluster share one: each takes half of the inputs
+// (FirstHalf).
 template <bool kHalves, int kConsumers, int kRows>
 struct FewRows {
   static_assert(!kHalves || kConsumers == 1, "the other half's sums have room for one warpgroup's");
