@@ -59,6 +59,12 @@ void ExpectReading(const void* data, size_t bytes) {
   madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(data) + bytes - begin, MADV_POPULATE_READ);
 }
 
+void DoneReading(const void* data, size_t bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), from = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = (from + page - 1) / page * page, end = (from + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 std::string ReadFile(const std::string& path) {
   bool standard_input = path == "-";
   Descriptor d{standard_input ? 0 : open(path.c_str(), O_RDONLY | O_CLOEXEC)};

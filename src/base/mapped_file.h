@@ -32,6 +32,8 @@ class MappedFile {
 
 // Says that all of these bytes of memory, a mapped file's, are about to be read: the system then maps their pages in one go, not at the first touch of each.
 void ExpectReading(const void* data, size_t bytes);
+// And that these have been, and won't be again: their pages need not stay with this process. Whole pages alone; those of a file can be read still.
+void DoneReading(const void* data, size_t bytes);
 
 // A file's whole text; path "-" reads standard input. Throws Error.
 std::string ReadFile(const std::string& path);

@@ -53,12 +53,12 @@ Config ConfigOf(const std::string& name) {
   throw Error("--config {}: neither a shape that is known ({}) nor a config.json or a model's directory", name, fmt::join(ConfigNames(), ", "));
 }
 
-Subject Open(const Flags& flags, const Execution& execution) {
+Subject Open(const Flags& flags, Execution& execution) {
   if (!flags.config.empty() && !flags.model.empty()) throw UsageError("give a MODEL or --config, not both");
   const std::string name = !flags.config.empty() ? flags.config : !flags.model.empty() ? flags.model : DefaultModel();
   if (flags.config.empty() && !flags.random) {
     if (!flags.dtype.empty()) throw UsageError("--dtype is for random weights; `bamba convert --dtype` changes those of a model");
-    return {name, false, LoadModel(name)};
+    return {name, false, LoadToRun(name, execution)};
   }
   const Config config = flags.config.empty() ? LoadConfig(name) : ConfigOf(name);
   const Dtype dtype = flags.dtype == "f32" ? Dtype::kF32 : flags.dtype == "f16" ? Dtype::kF16 : Dtype::kBf16;
@@ -119,7 +119,8 @@ std::string Json(const Subject& subject, const SpeedTest& test, const SpeedResul
                                    {"gpu", test.execution.accelerator ? boost::json::value(test.execution.accelerator->name()) : boost::json::value(nullptr)},
                                    {"batch_invariant", test.execution.invariant || !test.execution.accelerator},
                                    {"threads", test.execution.threads},
-                                   {"dtype", Name(MainDtype(subject.model))},
+                                   {"dtype", Name(subject.model.stored.value_or(MainDtype(subject.model)))},
+                                   {"held_dtype", Name(MainDtype(subject.model))},
                                    {"precise", test.execution.precise},
                                    {"tokens_per_second", figures.tokens_per_second},
                                    {"milliseconds", figures.seconds * 1e3},
@@ -137,7 +138,7 @@ constexpr const char* kHeader = "{:<8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>10} {:>9
 std::string TableHead(const Subject& subject, const Execution& execution, int64_t plan) {
   const std::string title =
       fmt::format("{} · {} {}{} · {} · takes {} of memory\n", subject.name, HumanCount(static_cast<double>(ParameterCount(subject.model.config))),
-                  Name(MainDtype(subject.model)), subject.random ? ", random weights" : "",
+                  DtypeName(subject.model), subject.random ? ", random weights" : "",
                   NameOf(execution) + (execution.accelerator && execution.invariant ? ", batch-invariant" : ""), HumanBytes(static_cast<double>(plan)));
   return title + fmt::format(kHeader, "test", "tokens", "batch", "context", "threads", "tok/s", "time", "best", "limit", "of limit", "this machine");
 }
@@ -162,11 +163,12 @@ bool DrawWeights(Model& model) {
 }
 
 void RunBench(const Flags& flags) {
-  const Execution execution = flags.device.Open(flags.precise);
-  const std::vector<SpeedTest> tests = Tests(flags, execution);
+  Execution execution = flags.device.Open(flags.precise);
+  std::vector<SpeedTest> tests = Tests(flags, execution);
   Subject subject = Open(flags, execution);
   int64_t plan = 0;
-  for (const SpeedTest& test : tests) {
+  for (SpeedTest& test : tests) {
+    test.execution.precise = execution.precise;
     const MemoryPlan memory = PlanSpeed(subject.model, test);
     CheckFits(memory, MemoryLeft(execution), subject.name);
     plan = std::max(plan, memory.total());

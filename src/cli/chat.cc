@@ -190,8 +190,8 @@ void RunChat(const ChatFlags& flags) {
   const Request reply = flags.sampling.Read(flags.tokens);
   const std::string name = flags.model.empty() ? DefaultModel() : flags.model;
   const std::string directory = ModelFolder(name);
-  const Execution execution = flags.device.Open(flags.precise);
-  const Model model = LoadModel(name);
+  Execution execution = flags.device.Open(flags.precise);
+  const Model model = LoadToRun(name, execution);
   const Tokenizer tokenizer = Tokenizer::Load(directory + "/tokenizer.json");
   const std::string form_name = ChooseForm(flags, directory);
   const ChatTemplate form(form_name, tokenizer, directory);

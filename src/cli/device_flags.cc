@@ -1,8 +1,12 @@
 #include "cli/device_flags.h"
 
 #include "base/error.h"
+#include "base/memory.h"
+#include "base/progress.h"
 #include "base/thread_pool.h"
 #include "cli/values.h"
+#include "engine/narrow.h"
+#include "io/checkpoint.h"
 #include "ops/cpu/simd.h"
 
 namespace bamba::cli {
@@ -23,6 +27,16 @@ Execution DeviceFlags::Open(bool precise) const {
   execution.accelerator = OpenCuda(&reason);
   if (!execution.accelerator && device == "cuda") throw Error("--device cuda: {}; --device cpu runs the same model on the processor", reason);
   return execution;
+}
+
+Model LoadToRun(const std::string& path, Execution& execution) {
+  Model model = LoadModel(path);
+  std::unique_ptr<Progress> loading;
+  HoldAsBf16(model, execution, AvailableMemory(), [&](int64_t done, int64_t of) {
+    if (!loading) loading = std::make_unique<Progress>("loading", of, "bytes");
+    loading->Advance(done);
+  });
+  return model;
 }
 
 std::string NameOf(const Execution& execution) {

@@ -18,6 +18,9 @@ struct DeviceFlags {
   Execution Open(bool precise) const;
 };
 
+// The model at `path`, as `execution` runs it: f32 matrices that bf16 holds as well are held as such (engine/narrow.h), which sets execution.precise.
+Model LoadToRun(const std::string& path, Execution& execution);
+
 // "cuda NVIDIA H200" or "cpu avx512bf16".
 std::string NameOf(const Execution& execution);
 

@@ -60,7 +60,8 @@ void RunPerplexity(PerplexityFlags flags) {
     throw UsageError("--stride {} is more than --window {}: tokens between windows would not be scored", options.stride, options.window);
   if (flags.model.empty()) flags.model = DefaultModel();
   const std::string text = ReadFile(flags.file);
-  const Model model = LoadModel(flags.model);
+  Execution execution = flags.device.Open(!flags.fast);
+  const Model model = LoadToRun(flags.model, execution);
   const Tokenizer tokenizer = Tokenizer::Load(ModelFolder(flags.model));
   const std::vector<int32_t> tokens = tokenizer.Encode(text);
   if (tokens.size() < 2) throw Error("{}: has {} tokens; expected at least 2, one to read and one to predict", flags.file, tokens.size());
@@ -71,7 +72,6 @@ void RunPerplexity(PerplexityFlags flags) {
       throw Error("{}: the tokenizer gives id {}; expected ids below the model's vocabulary of {}", flags.model, id, model.config.vocab);
 
   const int64_t rows = std::min<int64_t>(options.window, std::max<int64_t>(1, static_cast<int64_t>(tokens.size()) - 1));
-  const Execution execution = flags.device.Open(!flags.fast);
   const size_t workspace =
       MeasureWorkspace([&](Context& ctx) { ScoreTokens(ctx, model, std::vector<int32_t>(static_cast<size_t>(rows) + 1), 0, ctx.WideTemp({rows})); },
                        ActivationDtype(model, execution), execution.accelerator);
@@ -123,11 +123,11 @@ struct LogitsFlags {
 
 void RunLogits(LogitsFlags flags) {
   if (flags.model.empty()) flags.model = DefaultModel();
-  const Model model = LoadModel(flags.model);
+  Execution execution = flags.device.Open(!flags.fast);
+  const Model model = LoadToRun(flags.model, execution);
   const Config& c = model.config;
   const auto inputs = ReadTokenRows(SafetensorsFile(flags.ids), "input_ids", c.vocab);
   const int64_t batch = static_cast<int64_t>(inputs.size()), length = static_cast<int64_t>(inputs[0].size());
-  const Execution execution = flags.device.Open(!flags.fast);
   const size_t workspace = MeasureWorkspace(
       [&](Context& ctx) {
         Frame frame(ctx);

@@ -155,8 +155,8 @@ void Run(const RunFlags& flags) {
   const int32_t sequences = Sequences(flags, prompts.size());
 
   const auto start = std::chrono::steady_clock::now();
-  const Execution execution = flags.device.Open(flags.precise);
-  const Model model = LoadModel(directory);
+  Execution execution = flags.device.Open(flags.precise);
+  const Model model = LoadToRun(directory, execution);
   std::optional<Tokenizer> tokenizer;
   if (!flags.ids) tokenizer = LoadTokenizer(directory);
   RunReport report{.model = ModelName(directory), .tokenizer = tokenizer ? &*tokenizer : nullptr, .echo = flags.echo};

@@ -104,7 +104,7 @@ std::string LogprobTable(const RunReport& report, const WrittenText& written) {
 }
 
 std::string ClosingLine(const RunReport& report, const RunTotals& totals, const Sampling& sampling, const Model& model, const Engine& engine) {
-  std::string line = fmt::format(" {} · {} {} · loaded {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))), Name(MainDtype(model)),
+  std::string line = fmt::format(" {} · {} {} · loaded {}", report.model, HumanCount(static_cast<double>(ParameterCount(model.config))), DtypeName(model),
                                  HumanSeconds(report.load_seconds));
   if (report.context_seconds > 0) line += fmt::format(" (and {} for the driver)", HumanSeconds(report.context_seconds));
   line += totals.texts == 1 ? fmt::format(" · prompt {} tok{}", totals.prompt_tokens,

@@ -181,7 +181,7 @@ class Trial {
   void PlayBatch(BatchRunner& runner) {
     struct Part {
       Member* member;
-      int64_t first, rows;
+      int64_t first, rows, scored;  // the last ones
     };
     std::vector<Part> parts;
     int64_t left = kBatch.rows;
@@ -190,7 +190,7 @@ class Trial {
       const int64_t most = std::min(left, m.size() - m.sequence.position);
       if (most == 0) continue;
       const int64_t rows = Chance(random_, 2) ? 1 : Pick(random_, 1, Chance(random_, 3) ? most : std::min<int64_t>(most, 45));
-      parts.push_back({&m, m.sequence.position, rows});
+      parts.push_back({&m, m.sequence.position, rows, Chance(random_, 2) ? rows : Pick(random_, 0, rows)});
       left -= rows;
     }
     if (parts.empty()) return;
@@ -203,12 +203,12 @@ class Trial {
         runner.Add(stranger, RandomTokens(random_, Pick(random_, 1, std::min(left, kMostWrong)), stage_.model.config.vocab), 0);
       }
       const Part& p = parts[i];
-      runner.Add(p.member->sequence, std::span(p.member->tokens).subspan(static_cast<size_t>(p.first), static_cast<size_t>(p.rows)), p.rows);
+      runner.Add(p.member->sequence, std::span(p.member->tokens).subspan(static_cast<size_t>(p.first), static_cast<size_t>(p.rows)), p.scored);
     }
     const Tensor logits = RunOn(runner);
     int64_t row = 0;
     for (const Part& p : parts) {
-      for (int64_t i = 0; i < p.rows; i++, row++) {
+      for (int64_t i = p.rows - p.scored; i < p.rows; i++, row++) {
         const size_t bytes = logits.At(row).bytes();
         const auto alone = std::span<const char>(p.member->logits).subspan(static_cast<size_t>(p.first + i) * bytes, bytes);
         Compare(BytesOf(logits.At(row)), alone, [&] { return fmt::format("row {} of the logits of {} tokens", p.first + i, p.member->size()); });

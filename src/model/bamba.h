@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,6 +47,7 @@ struct Model {
   Config config;
   Weights weights;
   std::vector<std::shared_ptr<const void>> storage;
+  std::optional<Dtype> stored;  // of matrices in their file, where they are held in a narrower one (engine/narrow.h)
 };
 
 // State of sequences, one entry per sub-block (those of other kinds stay empty). No entries: every sequence is stateless.

@@ -129,6 +129,11 @@ Dtype MainDtype(const Model& model) {
   return std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; })->first;
 }
 
+std::string DtypeName(const Model& model) {
+  const std::string held = Name(MainDtype(model));
+  return model.stored ? std::string(Name(*model.stored)) + " held as " + held : held;
+}
+
 Model AllocateModel(const Config& config, Dtype dtype) {
   Model model{.config = config, .weights = EmptyWeights(config)};
   const auto params = Parameters(config, model.weights);

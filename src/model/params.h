@@ -34,7 +34,8 @@ Weights EmptyWeights(const Config& config);
 std::vector<Param> Parameters(const Config& config, Weights& weights);
 void TieHead(const Config& config, Weights& weights);
 int64_t ParameterCount(const Config& config);
-Dtype MainDtype(const Model& model);  // that most bytes of its parameters have
+Dtype MainDtype(const Model& model);        // that most bytes of its parameters have
+std::string DtypeName(const Model& model);  // the same in words: "bf16", or "f32 held as bf16"
 
 // A model whose parameters are all of one dtype, in one zeroed buffer: for gradients, and for weights that are made rather than loaded.
 Model AllocateModel(const Config& config, Dtype dtype);

@@ -23,6 +23,7 @@ namespace bamba {
 struct LinearWeight {
   Tensor weight;  // [out, in]
   Tensor bias;    // [out] or absent
+  LinearWeight Outputs(Range range) const { return {weight.Rows(range.begin, range.size), bias ? bias.Rows(range.begin, range.size) : bias}; }
 };
 
 struct SsdShape {
