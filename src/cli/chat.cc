@@ -182,8 +182,8 @@ std::string ChooseForm(const ChatFlags& flags, const std::string& directory) {
 // What is left of the machine, up to a bound.
 int64_t SnapshotBytes(const Model& model, int64_t context, const Execution& execution) {
   const MemoryPlan plan = PlanMemory(model, {.slots = 1, .pages = PagesFor(context), .roll_back = true}, 0);
-  const int64_t taken = execution.accelerator ? 0 : plan.total();
-  return std::clamp<int64_t>((AvailableMemory() - taken) / 2, 0, kSnapshots);
+  const int64_t left = execution.accelerator ? AvailableMemory() : MemoryLeft(execution) - plan.total();
+  return std::clamp<int64_t>(left / 2, 0, kSnapshots);
 }
 
 void RunChat(const ChatFlags& flags) {

@@ -11,6 +11,7 @@
 #include "cli/device_flags.h"
 #include "cli/values.h"
 #include "cli/verbs.h"
+#include "engine/narrow.h"
 #include "engine/plan.h"
 #include "io/checkpoint.h"
 #include "io/json.h"
@@ -93,6 +94,8 @@ void PrintPlan(const Flags& flags, const MemoryPlan& plan, const Model& model, c
   if (!model.config.tied && !plan.on_device)
     Row("", fmt::format("of which {}, the embedding, are read row by row: only those of tokens that occur",
                         Bytes(static_cast<int64_t>(model.weights.embedding.weight.bytes()))));
+  if (const int64_t narrow = BytesAsBf16(model, execution); narrow > 0)
+    Row("", fmt::format("of which {} are held as {} of bf16, where all of their numbers are bf16 as the first ones are", Bytes(2 * narrow), Bytes(narrow)));
   Row("states", fmt::format("{}, {} a sequence whatever its length", Bytes(plan.states()), Bytes(plan.slot)));
   Row("keys, values", fmt::format("{}, {} for each {} tokens", Bytes(plan.kv()), Bytes(plan.page), kKvBlock));
   Row("temporaries", Bytes(plan.workspace));

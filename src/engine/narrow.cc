@@ -36,14 +36,20 @@ std::vector<Param> MatricesOfSteps(const Config& config, Weights& weights) {
 
 }  // namespace
 
-bool HoldAsBf16(Model& model, Execution& execution, int64_t room, const std::function<void(int64_t done, int64_t of)>& progress) {
-  const std::vector<Param> matrices = MatricesOfSteps(model.config, model.weights);
+int64_t BytesAsBf16(const Model& model, const Execution& execution) {
+  Weights weights = model.weights;
   int64_t numbers = 0;
-  for (const Param& p : matrices) numbers += p.size();
-  const int64_t bytes = numbers * static_cast<int64_t>(sizeof(Bf16));
-  if (execution.accelerator || bytes > room || !std::all_of(matrices.begin(), matrices.end(), [](const Param& p) { return LooksNarrow(*p.tensor); }))
-    return false;
+  for (const Param& p : MatricesOfSteps(model.config, weights)) {
+    if (execution.accelerator || !LooksNarrow(*p.tensor)) return 0;
+    numbers += p.size();
+  }
+  return numbers * static_cast<int64_t>(sizeof(Bf16));
+}
 
+bool HoldAsBf16(Model& model, Execution& execution, int64_t room, const std::function<void(int64_t done, int64_t of)>& progress) {
+  const int64_t bytes = BytesAsBf16(model, execution);
+  if (bytes == 0 || bytes > room) return false;
+  const std::vector<Param> matrices = MatricesOfSteps(model.config, model.weights);
   auto memory = std::make_shared<Buffer>(static_cast<size_t>(bytes) + matrices.size() * Workspace::kAlign);
   ThreadPool threads(execution.threads);
   std::vector<Tensor> narrow;
@@ -70,7 +76,7 @@ bool HoldAsBf16(Model& model, Execution& execution, int64_t room, const std::fun
   for (size_t i = 0; i < matrices.size(); i++) *matrices[i].tensor = narrow[i];
   TieHead(model.config, model.weights);
   model.storage.push_back(std::move(memory));
-  model.stored = Dtype::kF32, execution.precise = true;
+  model.stored = Dtype::kF32, execution.precise = true, execution.held += bytes;
   return true;
 }
 

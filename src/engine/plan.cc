@@ -76,7 +76,7 @@ MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace, const
 }
 
 int64_t MemoryLeft(const Execution& execution) {
-  return execution.accelerator ? execution.accelerator->FreeBytes() + execution.accelerator->OwnBytes() : AvailableMemory();
+  return execution.accelerator ? execution.accelerator->FreeBytes() + execution.accelerator->OwnBytes() : Sum(AvailableMemory(), execution.held);
 }
 
 void CheckFits(const MemoryPlan& plan, int64_t available, const std::string& name) {

@@ -43,7 +43,7 @@ size_t StepWorkspace(const Model& model, int64_t rows, int64_t scored, const Exe
 
 MemoryPlan PlanMemory(const Model& model, PoolSize size, size_t workspace, const Execution& execution = {});
 
-// Memory that is left for a plan to take: the accelerator's, or the host's (base/memory.h).
+// Memory that is left for a plan to take: the accelerator's, or the host's (base/memory.h) and what of the plan's weights it holds already.
 int64_t MemoryLeft(const Execution& execution);
 
 // Throws Error with the numbers where the plan takes more than `available` bytes. `name` is the model's.

@@ -14,6 +14,7 @@ struct Execution {
   bool precise = true;                 // see Context::precise
   Accelerator* accelerator = nullptr;  // null: the host's processor
   bool invariant = false;              // see Context::invariant
+  int64_t held = 0;                    // bytes of the model's weights that are in the process's own memory already (engine/narrow.h)
 };
 
 // Of activations: bf16 on an accelerator where the model's matrices are bf16 and nobody asked for precision, else f32.

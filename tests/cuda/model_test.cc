@@ -161,6 +161,38 @@ TEST_F(CudaModel, Bf16TextInPiecesIsCloseToDouble) {
   ExpectCloseToDouble(TinyConfig(3, {1}), pieces);
 }
 
+// Texts written side by side, as many as the products of wide matrices have a kernel of their own for, in replayed steps.
+TEST_F(CudaModel, ManyTextsAtOnceAreCloseToDouble) {
+  constexpr int kTexts = 100, kTokens = 4;
+  Config config = RealisticConfig(2, {1});
+  config.ffn = 6400, config.mamba_heads = 104;  // in_proj, gate and up are wide
+  const Model host = RandomModel(config, 4, Dtype::kBf16);
+  const Execution execution = On(false);
+  const Model model = ModelFor(execution, host);
+  BatchRunner runner(model, {.slots = kTexts, .pages = kTexts * PagesFor(kTokens)}, {.rows = 128, .scored = 128}, execution);
+  std::mt19937_64 random(9);
+  std::vector<std::vector<int32_t>> texts(kTexts);
+  std::vector<std::vector<double>> ours(kTexts);
+  std::vector<SequenceState> sequences;
+  for (std::vector<int32_t>& text : texts) {
+    for (int t = 0; t < kTokens; t++) text.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(config.vocab)));
+    sequences.push_back(runner.pool().Allocate().value());
+  }
+  for (int t = 0; t < kTokens; t++) {
+    for (size_t i = 0; i < kTexts; i++) runner.Add(sequences[i], std::span(texts[i]).subspan(static_cast<size_t>(t), 1), 1);
+    const Tensor logits = runner.Run();
+    for (size_t i = 0; i < kTexts; i++) {
+      const float* const row = logits.Row<float>(static_cast<int64_t>(i));
+      ours[i].insert(ours[i].end(), row, row + config.vocab);
+    }
+  }
+  Device ref(ref::kTable, Dtype::kF64, AvailableCores());
+  for (size_t i = 0; i < kTexts; i += 9) {
+    const std::vector<double> exact = LogitsOf(ref.ctx, host, texts[i]);
+    EXPECT_LE(RmsError(ours[i], exact), 2 * RmsError(NaiveBf16Logits(host, texts[i]), exact)) << "text " << i;
+  }
+}
+
 TEST_F(CudaModel, AnySplitGivesTheSameBits) {
   const char* asked = std::getenv("BAMBA_TRIALS");
   const int64_t trials = asked ? std::atoll(asked) : 60;

@@ -51,6 +51,7 @@ TEST(HoldAsBf16, ComputesTheSameBits) {
     int64_t told = 0, all = 0;
     ASSERT_TRUE(HoldAsBf16(model, execution, kRoom, [&](int64_t done, int64_t of) { told = done, all = of; }));
     EXPECT_TRUE(execution.precise);
+    EXPECT_EQ(2 * execution.held, all);
     EXPECT_EQ(model.stored, Dtype::kF32);
     EXPECT_EQ(told, all);
     EXPECT_GT(all, 0);
