@@ -36,7 +36,7 @@ class Bench {
     for (int64_t rows : {1, 64, 4096}) RopeOf(rows);
     for (int64_t rows : {1, 8, 64, 256}) ArgMaxOf(rows);
     for (int64_t rows : {1, 32, 256}) BeginOf(rows);
-    for (int64_t rows : {1, 8, 64, 256}) ChooseOf(rows, 0, 0.95), ChooseOf(rows, 0, 1), ChooseOf(rows, 40, 0.95);
+    for (int64_t rows : {1, 8, 64, 256}) ChooseOf(rows, 0, 0.95), ChooseOf(rows, 0, 1), ChooseOf(rows, 40, 0.95), ChooseOf(rows, 0, 1, 0.9);
   }
 
  private:
@@ -157,16 +157,16 @@ class Bench {
           bytes, 0);
   }
   // Logits from −8 to 8 at temperature 1.
-  void ChooseOf(int64_t rows, int64_t top_k, double top_p) {
+  void ChooseOf(int64_t rows, int64_t top_k, double top_p, double typical_p = 1) {
     const Frame frame(ctx_);
     const Tensor logits = ctx_.workspace->Take(Dtype::kF32, {rows, kVocab});
     accelerator_->FillRandom(logits, 1, -8, 8);
     auto* const tokens = static_cast<int32_t*>(Random(Dtype::kF32, {rows}).data());
     Batch batch;
-    batch.choices.assign(static_cast<size_t>(rows), {.temperature = 1, .top_p = top_p, .uniform = 0.3, .top_k = top_k});
+    batch.choices.assign(static_cast<size_t>(rows), {.temperature = 1, .top_p = top_p, .typical_p = typical_p, .uniform = 0.3, .top_k = top_k});
     ops::Begin(ctx_, batch);
-    Print(fmt::format("Choose, top_k {}, top_p {}, {} rows", top_k, top_p, rows), ReplayedSeconds([&](int) { accelerator_->Choose(logits, tokens); }),
-          static_cast<double>(rows) * kVocab * 4, 0);
+    Print(fmt::format("Choose, top_k {}, top_p {}, typical_p {}, {} rows", top_k, top_p, typical_p, rows),
+          ReplayedSeconds([&](int) { accelerator_->Choose(logits, tokens); }), static_cast<double>(rows) * kVocab * 4, 0);
   }
 
   // The host's time to send a decoding batch, and with it the device's.

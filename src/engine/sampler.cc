@@ -153,7 +153,7 @@ void Sampler::Weigh(std::span<SamplerSpace::Candidate> candidates) {
   }
 }
 
-int32_t Sampler::Draw(const Choice& choice, double typical_p, std::span<const float> logits, SamplerSpace& space) {
+int32_t Sampler::Draw(const Choice& choice, std::span<const float> logits, SamplerSpace& space) {
   if (choice.temperature == 0) return static_cast<int32_t>(std::find(logits.begin(), logits.end(), Max(logits)) - logits.begin());
   if (space.candidates_.size() < logits.size()) space.candidates_.resize(logits.size()), space.border_.reserve(logits.size());
   size_t n = 0;
@@ -177,13 +177,13 @@ int32_t Sampler::Draw(const Choice& choice, double typical_p, std::span<const fl
   Weigh(candidates);
   if (choice.top_p < 1) keep(choice.top_p * total(), unlikeliness, weight_of);
   if (choice.min_p > 0) candidates = Without(candidates, [&](const auto& c) { return c.weight < choice.min_p; });
-  if (typical_p < 1) {
+  if (choice.typical_p < 1) {
     // −log p = log Σ weights − x, so how far it is from its mean is how far x is from its own.
     double sum = 0, mean = 0;
     for (const auto& c : candidates) sum += c.weight, mean += c.weight * c.x;
     mean /= sum;
     keep(
-        typical_p * sum, [&](const auto& c) { return std::abs(c.x - mean); }, weight_of);
+        choice.typical_p * sum, [&](const auto& c) { return std::abs(c.x - mean); }, weight_of);
   }
 
   double left = choice.uniform * total();
@@ -200,14 +200,14 @@ int32_t Sampler::Sample(std::span<const float> logits, uint64_t step, SamplerSpa
   const Choice choice = ChoiceAt(step, never, -1, space.edits_);
   const std::span<const float> adjusted = Adjust(choice, space.edits_, -1, logits, space);
   CHECK_MSG(Max(adjusted) > kNever, "no token is left to choose of {}", logits.size());
-  const int32_t chosen = Draw(choice, sampling_.typical_p, adjusted, space);
+  const int32_t chosen = Draw(choice, adjusted, space);
   Count(chosen);
   return chosen;
 }
 
 bool Sampler::HasChoices() const {
   const double temperature = sampling_.temperature;
-  return temperature == 0 || (sampling_.typical_p >= 1 && sampling_.top_k <= kMostTopK && temperature >= 1e-30 && temperature <= 1e30);
+  return temperature == 0 || (sampling_.top_k <= kMostTopK && temperature >= 1e-30 && temperature <= 1e30);
 }
 
 Choice Sampler::ChoiceAt(uint64_t step, std::span<const int32_t> never, int64_t awaited, std::vector<LogitEdit>& edits) const {
@@ -225,6 +225,7 @@ Choice Sampler::ChoiceAt(uint64_t step, std::span<const int32_t> never, int64_t 
   return {.temperature = sampling_.temperature,
           .top_p = sampling_.top_p,
           .min_p = sampling_.min_p,
+          .typical_p = sampling_.typical_p,
           .uniform = sampling_.temperature > 0 ? Uniform(step) : 0,
           .top_k = sampling_.top_k,
           .repetition_penalty = sampling_.repetition_penalty,
@@ -237,7 +238,7 @@ Choice Sampler::ChoiceAt(uint64_t step, std::span<const int32_t> never, int64_t 
 
 int32_t Sampler::Choose(const Choice& choice, std::span<const LogitEdit> edits, int32_t awaited, std::span<const float> logits, SamplerSpace& space) {
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) return -1;
-  return Draw(choice, 1, Adjust(choice, edits, awaited, logits, space), space);
+  return Draw(choice, Adjust(choice, edits, awaited, logits, space), space);
 }
 
 }  // namespace bamba

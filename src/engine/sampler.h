@@ -86,7 +86,7 @@ class Sampler {
   static std::span<const float> Adjust(const Choice& choice, std::span<const LogitEdit> edits, int32_t awaited, std::span<const float> logits,
                                        SamplerSpace& space);
   static void Weigh(std::span<SamplerSpace::Candidate> candidates);
-  static int32_t Draw(const Choice& choice, double typical_p, std::span<const float> logits, SamplerSpace& space);
+  static int32_t Draw(const Choice& choice, std::span<const float> logits, SamplerSpace& space);
   double Uniform(uint64_t step) const;
 
   Sampling sampling_;

@@ -30,7 +30,7 @@ struct Sequence {
 // How the token after a row is chosen, where a GPU does it: engine/sampler.h's steps of these names. `uniform`, from [0, 1), decides.
 struct Choice {
   double temperature = 0;  // 0: the largest logit; else from 1e-30 to 1e30
-  double top_p = 1, min_p = 0, uniform = 0;
+  double top_p = 1, min_p = 0, typical_p = 1, uniform = 0;
   int64_t top_k = 0;  // at most kMostTopK
   double repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
   int64_t first_edit = 0, edits = 0;  // of the batch's edits: those of this row, of each id at most one

@@ -88,7 +88,7 @@ void ExpectTheSamplersChoice(Gpu& gpu, const Numbers& logits, const std::vector<
     const Choice& c = choices[i];
     EXPECT_EQ(chosen[i], Sampler::Choose(c, {}, -1, {host.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(host.cols())}, space))
         << "row " << i << " of " << host.ShapeString() << ": temperature " << c.temperature << ", top_k " << c.top_k << ", top_p " << c.top_p << ", min_p "
-        << c.min_p << ", uniform " << c.uniform;
+        << c.min_p << ", typical_p " << c.typical_p << ", uniform " << c.uniform;
   }
 }
 
@@ -98,6 +98,7 @@ Choice RandomChoice(Draws& draws) {
   if (often(8)) choice.temperature = std::exp(draws.Normal()());
   if (often(3)) choice.top_p = often(4) ? draws.Uniform(0.001, 1)() : 0.5;
   if (!often(3)) choice.top_k = draws.Int(1, draws.Int(0, 1) ? kMostTopK : 50);
+  if (!often(3)) choice.typical_p = often(4) ? draws.Uniform(0.001, 1)() : 0.5;
   if (!often(4)) choice.min_p = often(8) ? draws.Uniform(0, 0.3)() : 1;
   choice.uniform = often(16) ? draws.Uniform(0, 1)() : static_cast<double>(draws.Int(0, 7)) / 8;
   return choice;
@@ -153,7 +154,12 @@ TEST(CudaSamplingTest, EditsAreTheSamplers) {
     std::vector<int32_t> due;
     for (int64_t i = 0; i < rows; i++) {
       const Choice how = RandomChoice(draws);
-      Sampling sampling{.temperature = trial % 3 ? how.temperature : 0, .top_k = how.top_k, .top_p = how.top_p, .min_p = how.min_p, .seed = draws.random()()};
+      Sampling sampling{.temperature = trial % 3 ? how.temperature : 0,
+                        .top_k = how.top_k,
+                        .top_p = how.top_p,
+                        .min_p = how.min_p,
+                        .typical_p = how.typical_p,
+                        .seed = draws.random()()};
       if (draws.Int(0, 2) > 0) sampling.repetition_penalty = draws.Uniform(0.5, 2)();
       if (draws.Int(0, 2) > 0) sampling.presence_penalty = draws.Uniform(-1, 2)(), sampling.frequency_penalty = draws.Uniform(-1, 2)();
       // Token 2 stays.
@@ -185,7 +191,11 @@ TEST(CudaSamplingTest, ChoicesOfManyRows) {
     const Numbers logits(Dtype::kF32, {rows, vocab}, draws.Normal(3));
     std::vector<Choice> choices;
     for (int64_t i = 0; i < rows; i++)
-      choices.push_back({.temperature = draws.Uniform(0.5, 1.5)(), .top_p = i % 4 ? 0.95 : 1, .uniform = draws.Uniform(0, 1)(), .top_k = i % 3 ? 0 : 40});
+      choices.push_back({.temperature = draws.Uniform(0.5, 1.5)(),
+                         .top_p = i % 4 ? 0.95 : 1,
+                         .typical_p = i % 5 ? 1 : 0.7,
+                         .uniform = draws.Uniform(0, 1)(),
+                         .top_k = i % 3 ? 0 : 40});
     ExpectTheSamplersChoice(gpu, logits, choices);
     ExpectTheSamplersChoice(gpu, logits, choices);  // counters are as before
   }

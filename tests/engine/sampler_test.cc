@@ -390,9 +390,7 @@ TEST(Sampler, AChoiceIsWhatItSamples) {
     EXPECT_EQ(Sampler::Choose({.temperature = 1}, {}, -1, logits, space), -1);
   }
   EXPECT_TRUE(Sampler({.temperature = 1, .top_k = kMostTopK}).HasChoices());
-  for (const Sampling& other :
-       {Sampling{.temperature = 1, .typical_p = 0.9}, Sampling{.temperature = 1, .top_k = kMostTopK + 1}, Sampling{.temperature = 1e-40}})
-    EXPECT_FALSE(Sampler(other).HasChoices());
+  for (const Sampling& other : {Sampling{.temperature = 1, .top_k = kMostTopK + 1}, Sampling{.temperature = 1e-40}}) EXPECT_FALSE(Sampler(other).HasChoices());
 }
 
 }  // namespace

@@ -28,8 +28,11 @@ struct RowState {
   double per_logit;  // 1 / temperature
   double total, before;  // of all weights; of those in buckets before `bucket`
   unsigned long long least;  // the rank of the last token that top_k and top_p keep
+  double weight, weighted;   // what top_k, top_p and min_p keep: Σ weights, Σ weights · x, x a logit's distance from the best after the temperature, below 0
+  double mean, farthest;     // typical_p keeps those whose x is at most `farthest` from the mean,
+  unsigned long long last;   // of equally far ones those up to this rank's id; 0 where it keeps all
   float best, per_bucket;
-  int32_t bucket, listed;  // where the cut is; how many ranks there are for GatherKernel to sort
+  int32_t bucket, listed, listed_typical;  // where the cut is; how many ranks there are for GatherKernel and TypicalGatherKernel to sort
   int32_t doubts;
   Status status;
 };

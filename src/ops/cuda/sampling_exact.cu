@@ -14,7 +14,11 @@ struct ExactRow {
   unsigned long long* keys;
   uint32_t* ids;
   int32_t vocab, sorted;
-  __device__ double Distance(int64_t i) const { return -((static_cast<double>(logits[i]) - best) / choice.temperature); }
+  // How far a token's x is from the best one's, 0; for typical_p from the mean.
+  bool typical;
+  double mean;
+  __device__ double X(int64_t i) const { return (static_cast<double>(logits[i]) - best) / choice.temperature; }
+  __device__ double Distance(int64_t i) const { return typical ? fabs(X(i) - mean) : -X(i); }
   __device__ double SortedDistance(int32_t i) const { return __longlong_as_double(static_cast<long long>(keys[i])); }
 };
 constexpr unsigned long long kNone = ~0ull;  // a key
@@ -67,14 +71,14 @@ __device__ void KeepFirst(const ExactRow& row, int32_t n) {
   __syncthreads();
 }
 
-// How many of the first `kept` tokens top_p keeps.
-__device__ int32_t CutExactly(const ExactRow& row, int32_t kept) {
+// How many of the first `kept` tokens, which are all, it takes for their weights to sum up to a part `p` of all.
+__device__ int32_t CutExactly(const ExactRow& row, int32_t kept, double p) {
   __shared__ double sums[kBuckets], total;
   __shared__ int32_t cut;
   for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads) sums[b] = 0;
   if (threadIdx.x == 0) total = 0;
   OneByOne(row, [&](double weight, int32_t) { total += weight; });
-  const double due = row.choice.top_p * total, largest = row.SortedDistance(kept - 1), scale = largest > 1e-300 ? (kBuckets - 1) / largest : 0;
+  const double due = p * total, largest = row.SortedDistance(kept - 1), scale = largest > 1e-300 ? (kBuckets - 1) / largest : 0;
   const auto bucket = [&](double distance) { return static_cast<int32_t>(distance * scale); };
   OneByOne(row, [&](double weight, int32_t i) {
     if (weight > 0) sums[bucket(row.Distance(i))] += weight;
@@ -102,14 +106,16 @@ __global__ void __launch_bounds__(kThreads) ExactKernel(Rows rows, int32_t count
   const int32_t thread = static_cast<int32_t>(threadIdx.x), block = static_cast<int32_t>(blockIdx.x), vocab = rows.vocab;
   for (int32_t r = block; r < count; r += static_cast<int32_t>(gridDim.x)) {
     if (rows.states[r].status != kDoubtful) continue;
-    const ExactRow row = {.logits = rows.logits.Row(r),
+    ExactRow row = {.logits = rows.logits.Row(r),
                           .best = rows.states[r].best,
                           .choice = rows.choices[r],
                           .weights = space.weights + static_cast<int64_t>(block) * vocab,
                           .keys = space.keys + static_cast<int64_t>(block) * space.sorted,
                           .ids = space.ids + static_cast<int64_t>(block) * space.sorted,
                           .vocab = vocab,
-                          .sorted = space.sorted};
+                          .sorted = space.sorted,
+                          .typical = false,
+                          .mean = 0};
     const Choice& choice = row.choice;
     for (int32_t i = thread; i < vocab; i += kThreads) {
       const double distance = row.Distance(i);
@@ -119,11 +125,21 @@ __global__ void __launch_bounds__(kThreads) ExactKernel(Rows rows, int32_t count
     if (choice.top_k > 0 || choice.top_p < 1) {
       int32_t kept = SortExactly(row);
       if (choice.top_k > 0 && choice.top_k < kept) KeepFirst(row, kept = static_cast<int32_t>(choice.top_k));
-      if (choice.top_p < 1) KeepFirst(row, CutExactly(row, kept));
+      if (choice.top_p < 1) KeepFirst(row, CutExactly(row, kept, choice.top_p));
     }
     if (choice.min_p > 0)
       for (int32_t i = thread; i < vocab; i += kThreads)
         if (row.weights[i] < choice.min_p) row.weights[i] = 0;
+    if (choice.typical_p < 1) {
+      __shared__ double mean;
+      if (thread == 0) total = mean = 0;
+      OneByOne(row, [&](double weight, int32_t i) {
+        if (weight > 0) total += weight, mean += weight * row.X(i);  // a token that is never chosen has no x
+      });
+      row.typical = true, row.mean = mean / total;
+      const int32_t kept = SortExactly(row);
+      KeepFirst(row, CutExactly(row, kept, choice.typical_p));
+    }
     if (thread == 0) total = 0;
     OneByOne(row, [&](double weight, int32_t) { total += weight; });
     double left = choice.uniform * total;

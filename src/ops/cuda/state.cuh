@@ -43,6 +43,7 @@ struct DeviceBatch {
   float* unedited;                   // [kMostEdits] the logits that Edit changed
   int64_t rows = 0;
   int32_t sequence_count = 0, choices_count = 0;
+  bool typical = false;  // some choice has a typical_p below 1
   int64_t most_rows = 0;  // of a sequence of this batch
   int64_t most_keys = 0;  // position + rows of a sequence of this batch; not to be used by what may be replayed
 };
