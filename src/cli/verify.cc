@@ -14,6 +14,7 @@
 #include "cli/verbs.h"
 #include "engine/device_model.h"
 #include "engine/engine.h"
+#include "engine/narrow.h"
 #include "engine/plan.h"
 #include "engine/runtime.h"
 #include "eval/reference.h"
@@ -129,10 +130,11 @@ void CheckGreedy(const Model& model, const Flags& flags, Checks& checks) {
   }
 }
 
-void CheckTrials(const Model& model, const Flags& flags, Checks& checks) {
+void CheckTrials(Model model, const Flags& flags, Checks& checks) {
   Progress progress("trials", flags.trials, "trials");
   // A GPU keeps its promise with f32 activations, and with bf16 ones where it is asked to.
-  const Execution execution = flags.device.Open(!flags.device.invariant);
+  Execution execution = flags.device.Open(!flags.device.invariant);
+  HoldAsBf16(model, execution, AvailableMemory());  // as it is run
   const TrialReport report =
       RunTrials(model, {.trials = flags.trials, .seed = flags.seed, .execution = execution, .name = flags.model}, [&](const TrialReport& so_far) {
         progress.Note(fmt::format("{} differing bits", so_far.differing_bits));
@@ -141,7 +143,8 @@ void CheckTrials(const Model& model, const Flags& flags, Checks& checks) {
   checks.Line(
       "trials", report.failed == 0,
       fmt::format("{} trials at {}: {} rows of logits and {} states from {} batches, {} forks, {} snapshots, {} roll-backs, {} files; {} differing bits{}",
-                  Thousands(report.trials), NameOf(execution) + (execution.invariant ? ", batch-invariant" : ""), Thousands(report.rows),
+                  Thousands(report.trials),
+                  NameOf(execution) + (model.stored ? ", " + DtypeName(model) : "") + (execution.invariant ? ", batch-invariant" : ""), Thousands(report.rows),
                   Thousands(report.states), Thousands(report.batches), Thousands(report.forks), Thousands(report.snapshots), Thousands(report.roll_backs),
                   Thousands(report.files), Thousands(report.differing_bits),
                   report.failed > 0 ? fmt::format(" in {} trials, first {}", report.failed, report.first) : ""));

@@ -124,7 +124,7 @@ class Trial {
   Trial(Stage& stage, uint64_t seed, TrialReport& report) : stage_(stage), seed_(seed), random_(seed), report_(report) {}
 
   void Run() {
-    const bool precise = Chance(random_, 2);
+    const bool precise = Chance(random_, 2) || stage_.model.stored;
     for (BatchRunner* runner : {&stage_.alone, &stage_.plain, &stage_.history})
       if (!runner->context().accelerator) runner->context().precise = precise;
     members_.resize(static_cast<size_t>(Pick(random_, 1, kMostMembers)));

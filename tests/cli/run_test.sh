@@ -133,6 +133,13 @@ kill -INT $! && wait $!
 "$bamba" info "$tiny" | grep -q 'of which .*, the embedding, are read row by row' || Fail "info of an untied model"
 "$bamba" info "$mini" | grep -q 'row by row' && Fail "info of a tied model"
 
+# f32 whose numbers are bf16 is held as such, and writes what bf16 does in f32 arithmetic.
+"$bamba" convert "$mini" "$dir/wide" --dtype f32 >/dev/null 2>&1 || Fail "convert --dtype f32"
+"$bamba" info "$dir/wide" | grep -q 'are held as .* of bf16' || Fail "info of f32 that bf16 holds"
+Written "$("$bamba" run "$mini" -p "The lighthouse" -n 12 --greedy --precise --device cpu 2>/dev/null)" run "$dir/wide" -p "The lighthouse" -n 12 --greedy --device cpu
+grep -q 'f32 held as bf16' "$dir/err" || Fail "run of f32 that bf16 holds: $(cat "$dir/err")"
+"$bamba" verify "$dir/wide" --trials 1 --device cpu | grep -q 'f32 held as bf16.* 0 differing bits' || Fail "verify of f32 that bf16 holds"
+
 [ "$("$bamba" --version | wc -l)" = 1 ] || Fail "--version"
 "$bamba" --help | grep -q 'bamba run -p' || Fail "--help teaches nothing"
 exit $((failures > 0))
