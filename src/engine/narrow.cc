@@ -4,6 +4,7 @@
 #include <atomic>
 #include <vector>
 
+#include "base/error.h"
 #include "base/mapped_file.h"
 #include "model/params.h"
 
@@ -50,7 +51,12 @@ bool HoldAsBf16(Model& model, Execution& execution, int64_t room, const std::fun
   const int64_t bytes = BytesAsBf16(model, execution);
   if (bytes == 0 || bytes > room) return false;
   const std::vector<Param> matrices = MatricesOfSteps(model.config, model.weights);
-  auto memory = std::make_shared<Buffer>(static_cast<size_t>(bytes) + matrices.size() * Workspace::kAlign);
+  std::shared_ptr<Buffer> memory;
+  try {
+    memory = std::make_shared<Buffer>(static_cast<size_t>(bytes) + matrices.size() * Workspace::kAlign);
+  } catch (const Error&) {  // a limit of the process that `room` doesn't tell of
+    return false;
+  }
   ThreadPool threads(execution.threads);
   std::vector<Tensor> narrow;
   char* at = memory->data();
