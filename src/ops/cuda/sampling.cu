@@ -95,64 +95,6 @@ __global__ void __launch_bounds__(kThreads) ArgMaxKernel(MatrixView<const float>
 // is kept, and the draw. Engine's Sampler adds in double, in its own order; here sums have other orders, and so other roundings. Each of them is off by less
 // than a margin that is known, so where a sum is further than that from the number that it is compared with, the sampler decides the same. Where one isn't,
 // about once in fifty thousand draws from a whole vocabulary, the last kernel computes that row as the sampler does, one addition after the other.
-__device__ __forceinline__ float LogitOf(unsigned long long rank) {
-  const auto ordered = static_cast<uint32_t>(rank >> 32);
-  return __uint_as_float(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
-}
-
-// By how much two sums may differ that this file and the sampler make, of their total: roundings, one for each number in the sampler's total, in what it takes off
-// or adds up after it, and in sums by buckets here, and by what tokens count for (2^-46 of it, or e^-42 at the border of what counts).
-__device__ __forceinline__ double Margin(const Rows& rows) { return 5 * rows.vocab * 0x1p-53 + 0x1p-42; }
-
-// Calls f(logit, id, whether there is one) for a chunk's logits, all lanes of a warp together.
-template <int kCount, typename F>
-__device__ __forceinline__ void ForChunk(const float* x, int32_t vocab, int32_t chunk, const F& f) {
-  struct alignas(4 * kCount) Unit {
-    float at[kCount];
-  };
-  constexpr int kUnits = kPerThread / kCount;
-  Unit units[kUnits] = {};
-  const int64_t first = static_cast<int64_t>(chunk) * kChunk + static_cast<int64_t>(threadIdx.x) * kCount;
-#pragma unroll
-  for (int u = 0; u < kUnits; u++)
-    if (first + u * kThreads * kCount < vocab) units[u] = *reinterpret_cast<const Unit*>(x + first + u * kThreads * kCount);
-#pragma unroll
-  for (int u = 0; u < kUnits; u++)
-#pragma unroll
-    for (int i = 0; i < kCount; i++)
-      f(units[u].at[i], static_cast<uint32_t>(first + u * kThreads * kCount + i), first + u * kThreads * kCount < vocab);
-}
-
-// Whether this block is the row's last one to come here. It then sees what the others wrote, through __ldcg.
-__device__ __forceinline__ bool LastOfRow(int32_t* counters) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(counters + blockIdx.y, 1) == static_cast<int32_t>(gridDim.x) - 1;
-    if (last) counters[blockIdx.y] = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  return last;
-}
-
-// Sums of the threads up to this one, it included. `warps` may be used again at once.
-__device__ __forceinline__ double Prefix(double sum, double (&warps)[kThreads / 32]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const double before = __shfl_up_sync(~0u, sum, distance);
-    if (lane >= distance) sum += before;
-  }
-  __syncthreads();
-  if (lane == 31) warps[warp] = sum;
-  __syncthreads();
-  double before = 0;
-#pragma unroll
-  for (int i = 0; i < kThreads / 32; i++) before += i < warp ? warps[i] : 0;
-  return before + sum;
-}
 
 template <int kCount>
 __global__ void __launch_bounds__(kThreads) BestKernel(Rows rows) {
@@ -190,14 +132,6 @@ __global__ void __launch_bounds__(kThreads) BestKernel(Rows rows) {
     state.status = choice.top_k > 0 || choice.top_p < 1 ? kSelects : kDraws;
   }
   rows.states[row] = state;
-}
-
-// Whether the sampler looks at a token at all; where it is a matter of rounding, its weight is far below the margin.
-__device__ __forceinline__ bool Counts(const RowState& state, float x) { return (static_cast<double>(x) - state.best) * state.per_logit >= kNegligible; }
-__device__ __forceinline__ double WeightOf(const RowState& state, float x) { return exp((static_cast<double>(x) - state.best) * state.per_logit); }
-// Falls nowhere where the logit rises.
-__device__ __forceinline__ int32_t BucketOf(const RowState& state, float x) {
-  return static_cast<int32_t>(fminf((state.best - x) * state.per_bucket, static_cast<float>(kBuckets - 1)));
 }
 
 template <int kCount>
@@ -261,44 +195,6 @@ __global__ void __launch_bounds__(kThreads) HistogramKernel(Rows rows) {
   if (thread == 0 && cut == kBuckets) rows.states[row].status = kDoubtful;
 }
 
-// Lists the ranks of a row's tokens for which `listed` holds, as many as there is room for; `count` counts all. Called by a row's blocks together.
-template <int kCount, typename F>
-__device__ __forceinline__ void ListRanks(const Rows& rows, int64_t row, int32_t* count, const F& listed) {
-  unsigned long long* const all = rows.lists + row * kListed;
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
-      const bool here = inside && listed(x, id);
-      const unsigned warp = __ballot_sync(~0u, here);
-      if (warp == 0) return;
-      int at = 0;
-      if (thread % 32 == 0) at = atomicAdd(count, __popc(warp));
-      at = __shfl_sync(~0u, at, 0) + __popc(warp & ((1u << thread % 32) - 1));
-      if (here && at < kListed) all[at] = RankOf(x, id);
-    });
-}
-
-// The block's `list` becomes the n ranks of `all` with the first one by `before` in front, and then ranks of 0, which must be last. Gives how many there are
-// now, a multiple of the threads. Bitonic.
-template <typename F>
-__device__ __forceinline__ int SortRanks(const unsigned long long* all, int n, unsigned long long* list, const F& before) {
-  int sorted = kThreads;
-  while (sorted < n) sorted *= 2;
-  for (int i = static_cast<int>(threadIdx.x); i < sorted; i += kThreads) list[i] = i < n ? __ldcg(all + i) : 0;
-  __syncthreads();
-  for (int size = 2; size <= sorted; size *= 2)
-    for (int step = size / 2; step > 0; step /= 2) {
-      for (int i = static_cast<int>(threadIdx.x); i < sorted; i += kThreads) {
-        const int other = i ^ step;
-        if (other < i) continue;
-        const unsigned long long a = list[i], b = list[other];
-        if (((i & size) == 0) == before(b, a)) list[i] = b, list[other] = a;
-      }
-      __syncthreads();
-    }
-  return sorted;
-}
-
 template <int kCount>
 __global__ void __launch_bounds__(kThreads) GatherKernel(Rows rows) {
   __shared__ unsigned long long list[kListed];
@@ -343,131 +239,6 @@ __global__ void __launch_bounds__(kThreads) GatherKernel(Rows rows) {
     const double before = until;
     until += WeightOf(state, LogitOf(list[i]));
     if (before <= due - margin && until >= due + margin) there.least = list[i], there.status = kDraws;
-  }
-}
-
-__device__ __forceinline__ double KeptWeight(const RowState& state, double min_p, float x, uint32_t id) {
-  if (RankOf(x, id) < state.least || !Counts(state, x)) return 0;
-  const double weight = WeightOf(state, x);
-  return weight >= min_p ? weight : 0;
-}
-
-// typical_p, in three more passes: the mean x of what is kept, that is −entropy but for a constant; weights by buckets of how far x is from it, for where
-// typical_p cuts; what lies around the cut, sorted.
-__device__ __forceinline__ double FarFromMean(const RowState& state, float x) {
-  return fabs((static_cast<double>(x) - state.best) * state.per_logit - state.mean);
-}
-// The mean of the sampler's sums may be off from this one by so much: a sum's margin, relative to x of up to 42.
-__device__ __forceinline__ double MeanMargin(const Rows& rows) { return 64 * Margin(rows); }
-__device__ __forceinline__ bool IsTypical(const RowState& state, float x, uint32_t id) {
-  if (state.last == 0) return true;
-  const double far = FarFromMean(state, x);
-  return far < state.farthest || (far == state.farthest && id <= ~static_cast<uint32_t>(state.last));
-}
-__device__ __forceinline__ RowState WithMean(RowState state) {
-  state.mean = state.weighted / state.weight;
-  return state;
-}
-__device__ __forceinline__ int32_t TypicalBucketOf(const RowState& state, float x) {
-  return static_cast<int32_t>(fmin(FarFromMean(state, x) / state.per_logit * state.per_bucket, static_cast<double>(kBuckets - 1)));
-}
-
-template <int kCount>
-__global__ void __launch_bounds__(kThreads) MeanKernel(Rows rows) {
-  __shared__ double of_warps[kThreads / 32];
-  LetNextBegin();
-  WaitForPrevious();
-  const int64_t row = blockIdx.y;
-  RowState& there = rows.states[row];
-  const RowState state = there;
-  const Choice& choice = rows.choices[row];
-  const double min_p = choice.min_p;
-  if (state.status != kDraws || choice.typical_p >= 1) return;
-  for (unsigned b = blockIdx.x * kThreads + threadIdx.x; b < kBuckets; b += gridDim.x * kThreads) rows.sums[row * kBuckets + b] = 0;
-  double sum = 0, weighted = 0;
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
-      const double weight = inside ? KeptWeight(state, min_p, x, id) : 0;
-      if (weight > 0) sum += weight, weighted += weight * ((static_cast<double>(x) - state.best) * state.per_logit);
-    });
-  sum = Prefix(sum, of_warps), weighted = Prefix(weighted, of_warps);
-  if (threadIdx.x == kThreads - 1) atomicAdd(&there.weight, sum), atomicAdd(&there.weighted, weighted);
-}
-
-template <int kCount>
-__global__ void __launch_bounds__(kThreads) TypicalHistogramKernel(Rows rows) {
-  __shared__ double sums[kBuckets];
-  __shared__ double of_warps[kThreads / 32];
-  LetNextBegin();
-  WaitForPrevious();
-  const int64_t row = blockIdx.y;
-  const RowState state = WithMean(rows.states[row]);
-  const Choice choice = rows.choices[row];
-  if (state.status != kDraws || choice.typical_p >= 1) return;
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int b = thread; b < kBuckets; b += kThreads) sums[b] = 0;
-  __syncthreads();
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
-      const double weight = inside ? KeptWeight(state, choice.min_p, x, id) : 0;
-      if (weight > 0) atomicAdd(sums + TypicalBucketOf(state, x), weight);
-    });
-  __syncthreads();
-  double* const all = rows.sums + row * kBuckets;
-  for (int b = thread; b < kBuckets; b += kThreads)
-    if (sums[b] > 0) atomicAdd(all + b, sums[b]);
-  if (!LastOfRow(rows.counters)) return;
-  constexpr int kEach = kBuckets / kThreads;
-  double mine[kEach], sum = 0;
-  for (int i = 0; i < kEach; i++) mine[i] = __ldcg(all + thread * kEach + i), sum += mine[i];
-  const double until = Prefix(sum, of_warps), due = choice.typical_p * state.weight;
-  __shared__ int32_t cut;
-  if (thread == 0) cut = kBuckets;
-  __syncthreads();
-  double before = until - sum;
-  for (int i = 0; i < kEach; before += mine[i++])
-    if (before < due && before + mine[i] >= due) atomicMin(&cut, thread * kEach + i);
-  __syncthreads();
-  before = until - sum;
-  RowState& to = rows.states[row];
-  for (int i = 0; i < kEach; before += mine[i++])
-    if (cut == thread * kEach + i) to.bucket = cut, to.before = before, to.mean = state.mean;
-  if (thread == 0 && cut == kBuckets) to.status = kDoubtful;
-}
-
-template <int kCount>
-__global__ void __launch_bounds__(kThreads) TypicalGatherKernel(Rows rows) {
-  __shared__ unsigned long long list[kListed];
-  __shared__ double of_warps[kThreads / 32];
-  LetNextBegin();
-  WaitForPrevious();
-  const int64_t row = blockIdx.y;
-  RowState& there = rows.states[row];
-  const RowState state = there;
-  const Choice choice = rows.choices[row];
-  if (state.status != kDraws || choice.typical_p >= 1) return;
-  const int thread = static_cast<int>(threadIdx.x);
-  ListRanks<kCount>(rows, row, &there.listed_typical,
-                    [&](float x, uint32_t id) { return KeptWeight(state, choice.min_p, x, id) > 0 && TypicalBucketOf(state, x) == state.bucket; });
-  if (!LastOfRow(rows.counters)) return;
-  const int n = __ldcg(&there.listed_typical);
-  if (thread == 0) there.status = kDoubtful;
-  __syncthreads();
-  if (n == 0 || n > kListed) return;
-  const int sorted = SortRanks(rows.lists + row * kListed, n, list, [&](unsigned long long a, unsigned long long b) {
-    if (a == 0 || b == 0) return a != 0 && b == 0;
-    const double far_a = FarFromMean(state, LogitOf(a)), far_b = FarFromMean(state, LogitOf(b));
-    return far_a != far_b ? far_a < far_b : ~static_cast<uint32_t>(a) < ~static_cast<uint32_t>(b);
-  });
-  const int each = sorted / kThreads;
-  double sum = 0;
-  for (int i = thread * each; i < min((thread + 1) * each, n); i++) sum += WeightOf(state, LogitOf(list[i]));
-  double until = state.before + Prefix(sum, of_warps) - sum;
-  const double due = choice.typical_p * state.weight, margin = Margin(rows) * state.weight;
-  for (int i = thread * each; i < min((thread + 1) * each, n); i++) {
-    const double before = until;
-    until += WeightOf(state, LogitOf(list[i]));
-    if (before <= due - margin && until >= due + margin) there.last = list[i], there.farthest = FarFromMean(state, LogitOf(list[i])), there.status = kDraws;
   }
 }
 
@@ -583,11 +354,7 @@ void State::Choose(const Tensor& logits, int32_t* tokens) {
     wide ? pass(BestKernel<4>) : pass(BestKernel<1>);
     wide ? pass(HistogramKernel<4>) : pass(HistogramKernel<1>);
     wide ? pass(GatherKernel<4>) : pass(GatherKernel<1>);
-    if (batch_.typical) {
-      wide ? pass(MeanKernel<4>) : pass(MeanKernel<1>);
-      wide ? pass(TypicalHistogramKernel<4>) : pass(TypicalHistogramKernel<1>);
-      wide ? pass(TypicalGatherKernel<4>) : pass(TypicalGatherKernel<1>);
-    }
+    if (batch_.typical) FindTypical(*this, rows, static_cast<int32_t>(blocks), static_cast<int32_t>(count), wide);
     wide ? pass(DrawKernel<4>) : pass(DrawKernel<1>);
     ChooseExactly(*this, rows, static_cast<int32_t>(count), exact);
   }
