@@ -107,7 +107,6 @@ int64_t BatchRunner::Compute() {
   if (chooses) batch_.choices.resize(static_cast<size_t>(padded));
   const bool logprobs = AnyLogprobs(batch_.choices);
   const bool edits = std::any_of(batch_.choices.begin(), batch_.choices.end(), [](const Choice& choice) { return choice.edits > 0; });
-  const bool typical = std::any_of(batch_.choices.begin(), batch_.choices.end(), [](const Choice& choice) { return choice.typical_p < 1; });
   const bool likeliest = std::all_of(batch_.choices.begin(), batch_.choices.end(), [](const Choice& choice) { return choice.temperature == 0; });
   const auto step = [&] {
     Forward(ctx, model_.config, model_.weights, batch_, pool_.states(), hidden_.Rows(0, padded));
@@ -119,7 +118,7 @@ int64_t BatchRunner::Compute() {
   };
   if (replays) {
     ops::Begin(ctx, batch_);
-    const int kind = (!chooses ? 0 : likeliest ? 1 : 2) + (edits ? 4 : 0) + (logprobs ? 8 : 0) + (typical ? 16 : 0);
+    const int kind = (!chooses ? 0 : likeliest ? 1 : 2) + (edits ? 4 : 0) + (logprobs ? 8 : 0) + (AnyTypical(batch_.choices) ? 16 : 0);
     accelerator_->Replay(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) >> 4 << 24 ^ static_cast<uint64_t>(padded << 5 | kind), step);
   } else {
     step();

@@ -51,20 +51,20 @@ bool HoldAsBf16(Model& model, Execution& execution, int64_t room, const std::fun
   const int64_t bytes = BytesAsBf16(model, execution);
   if (bytes == 0 || bytes > room) return false;
   const std::vector<Param> matrices = MatricesOfSteps(model.config, model.weights);
-  std::shared_ptr<Buffer> memory;
+  std::shared_ptr<Workspace> memory;
   try {
-    memory = std::make_shared<Buffer>(static_cast<size_t>(bytes) + matrices.size() * Workspace::kAlign);
+    memory = std::make_shared<Workspace>(static_cast<size_t>(bytes) + matrices.size() * Workspace::kAlign);
   } catch (const Error&) {  // a limit of the process that `room` doesn't tell of
     return false;
   }
   ThreadPool threads(execution.threads);
   std::vector<Tensor> narrow;
-  char* at = memory->data();
   int64_t done = 0;
   for (const Param& p : matrices) {
     constexpr int64_t kPiece = 1 << 18, kAtATime = 64 * kPiece;  // numbers: of a thread, and between two words of progress
     const auto* const from = static_cast<const uint32_t*>(p.tensor->data());
-    auto* const to = reinterpret_cast<uint16_t*>(at);
+    narrow.push_back(memory->Take(Dtype::kBf16, {p.shape[0], p.shape[1]}));
+    auto* const to = static_cast<uint16_t*>(narrow.back().data());
     std::atomic<bool> exact = true;
     for (int64_t begin = 0; begin < p.size(); begin += kAtATime) {
       threads.For(std::min(kAtATime, p.size() - begin), kPiece, [&](int64_t first, int64_t end, int) {
@@ -76,8 +76,6 @@ bool HoldAsBf16(Model& model, Execution& execution, int64_t room, const std::fun
       done += now * static_cast<int64_t>(sizeof(float));
       if (progress) progress(done, 2 * bytes);
     }
-    narrow.emplace_back(at, Dtype::kBf16, p.shape.data(), static_cast<int>(p.shape.size()));
-    at += (narrow.back().bytes() + Workspace::kAlign - 1) / Workspace::kAlign * Workspace::kAlign;
   }
   for (size_t i = 0; i < matrices.size(); i++) *matrices[i].tensor = narrow[i];
   TieHead(model.config, model.weights);

@@ -21,7 +21,7 @@ inline int64_t PrefillRowsBesideText(const Execution& execution) { return execut
 
 // What running a model takes of the machine's memory, in bytes, known before any of it is taken. Sums stop at INT64_MAX.
 struct MemoryPlan {
-  int64_t weights = 0;  // on the CPU as they lie in their files: mapped, and needed as a whole for every token
+  int64_t weights = 0;  // on the CPU as they lie in their files, mapped, or are held (engine/narrow.h); needed as a whole for every token
   int64_t slot = 0;     // the state of one sequence's Mamba-2 mixers
   int64_t page = 0;     // keys and values of kKvBlock tokens, of all attention mixers
   int64_t slots = 0, pages = 0;

@@ -69,12 +69,13 @@ struct Saved {
   Tensor x;  // residual stream before the final norm
 };
 
-// Runs the tokens of `batch` through the model. Slots and pages named in the batch are read and advanced.
 // The index of the block after which a row matters to no other one.
 size_t LastMixer(const Weights& w);
 
-// hidden [T, dim]: the final norm's output, row t for token t, or [wanted.size(), dim] for the batch's wanted rows; other rows need not be computed past the
-// last mixer, where no later token sees them. With `saved`, which wants all rows, keeps what Backward needs; then no sequence may carry state in.
+// Runs the tokens of `batch` through the model. Slots and pages named in the batch are read and advanced.
+// hidden [T, dim]: the final norm's output, row t for token t, or [wanted.size(), dim] for the batch's wanted rows; of other rows nothing need be computed that
+// no later token sees, which is what the last mixer doesn't mix and all behind it. With `saved`, which wants all rows, keeps what Backward needs; then no
+// sequence may carry state in.
 void Forward(Context& ctx, const Config& c, const Weights& w, const Batch& batch, States& states, const Tensor& hidden, Saved* saved = nullptr);
 
 // Adds the gradients of all parameters to `grads` (the tensors of `w` in f32; absent ones are not computed), given that of `hidden`.

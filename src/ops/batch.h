@@ -40,6 +40,9 @@ struct Choice {
   int64_t top_logprobs = -1;  // not −1: Logprobs tells of the row, and of its so many likeliest tokens; at most kMostTopLogprobs
 };
 inline constexpr int64_t kMostTopK = 1024, kMostTopLogprobs = 20;
+inline bool AnyTypical(std::span<const Choice> choices) {
+  return std::any_of(choices.begin(), choices.end(), [](const Choice& choice) { return choice.typical_p < 1; });
+}
 
 // What comes before the choice: a token whose logit has a bias or is penalised.
 struct LogitEdit {

@@ -169,7 +169,6 @@ __global__ void __launch_bounds__(kThreads) HistogramKernel(Rows rows) {
   if (!LastOfRow(rows.counters)) return;
 
   // The first bucket with which there are top_k tokens, or else top_p of the weights; a row has at least one token.
-  constexpr int kEach = kBuckets / kThreads;
   double mine[kEach], sum = 0;
   for (int i = 0; i < kEach; i++) {
     const int b = thread * kEach + i;
@@ -182,17 +181,9 @@ __global__ void __launch_bounds__(kThreads) HistogramKernel(Rows rows) {
   if (thread == kThreads - 1) total = until, cut = kBuckets;
   __syncthreads();
   const double due = choice.top_k > 0 ? fmin(static_cast<double>(choice.top_k), total) : choice.top_p * total;
-  double before = until - sum;
-  for (int i = 0; i < kEach; before += mine[i++])
-    if (before < due && before + mine[i] >= due) atomicMin(&cut, thread * kEach + i);
-  __syncthreads();
-  before = until - sum;
-  for (int i = 0; i < kEach; before += mine[i++])
-    if (cut == thread * kEach + i) {
-      RowState& to = rows.states[row];
-      to.bucket = cut, to.before = before, to.total = total;
-    }
-  if (thread == 0 && cut == kBuckets) rows.states[row].status = kDoubtful;
+  RowState& to = rows.states[row];
+  CutBuckets(mine, until - sum, due, cut, [&](int32_t bucket, double before) { to.bucket = bucket, to.before = before, to.total = total; });
+  if (thread == 0 && cut == kBuckets) to.status = kDoubtful;
 }
 
 template <int kCount>
@@ -229,17 +220,13 @@ __global__ void __launch_bounds__(kThreads) GatherKernel(Rows rows) {
   }
   double sum = 0;
   for (int i = thread * each; i < min((thread + 1) * each, kept); i++) sum += WeightOf(state, LogitOf(list[i]));
-  double until = Prefix(sum, of_warps);
+  const double until = Prefix(sum, of_warps);
   __shared__ double total;
   if (thread == kThreads - 1) total = choice.top_k > 0 ? until : state.total;
   __syncthreads();
   const double due = choice.top_p * total, margin = Margin(rows) * total;
-  until = until - sum + (choice.top_k > 0 ? 0 : state.before);
-  for (int i = thread * each; i < min((thread + 1) * each, kept); i++) {
-    const double before = until;
-    until += WeightOf(state, LogitOf(list[i]));
-    if (before <= due - margin && until >= due + margin) there.least = list[i], there.status = kDraws;
-  }
+  CutRanks(state, list, thread * each, min((thread + 1) * each, kept), until - sum + (choice.top_k > 0 ? 0 : state.before), due, margin,
+           [&](unsigned long long rank) { there.least = rank, there.status = kDraws; });
 }
 
 template <int kCount>

@@ -111,9 +111,11 @@ __device__ __forceinline__ double Prefix(double sum, double (&warps)[kThreads / 
   return before + sum;
 }
 
+// A logit after the temperature, less the best one's.
+__device__ __forceinline__ double XOf(const RowState& state, float x) { return (static_cast<double>(x) - state.best) * state.per_logit; }
 // Whether the sampler looks at a token at all; where it is a matter of rounding, its weight is far below the margin.
-__device__ __forceinline__ bool Counts(const RowState& state, float x) { return (static_cast<double>(x) - state.best) * state.per_logit >= kNegligible; }
-__device__ __forceinline__ double WeightOf(const RowState& state, float x) { return exp((static_cast<double>(x) - state.best) * state.per_logit); }
+__device__ __forceinline__ bool Counts(const RowState& state, float x) { return XOf(state, x) >= kNegligible; }
+__device__ __forceinline__ double WeightOf(const RowState& state, float x) { return exp(XOf(state, x)); }
 // Falls nowhere where the logit rises.
 __device__ __forceinline__ int32_t BucketOf(const RowState& state, float x) {
   return static_cast<int32_t>(fminf((state.best - x) * state.per_bucket, static_cast<float>(kBuckets - 1)));
@@ -126,7 +128,7 @@ __device__ __forceinline__ double KeptWeight(const RowState& state, double min_p
 }
 
 __device__ __forceinline__ double FarFromMean(const RowState& state, float x) {
-  return fabs((static_cast<double>(x) - state.best) * state.per_logit - state.mean);
+  return fabs(XOf(state, x) - state.mean);
 }
 // The mean of the sampler's sums may be off from this one by so much: a sum's margin, relative to x of up to 42.
 __device__ __forceinline__ double MeanMargin(const Rows& rows) { return 64 * Margin(rows); }
@@ -135,6 +137,34 @@ __device__ __forceinline__ bool IsTypical(const RowState& state, float x, uint32
   const double far = FarFromMean(state, x);
   return far < state.farthest || (far == state.farthest && id <= ~static_cast<uint32_t>(state.last));
 }
+
+// Of sums by buckets, of which a thread has kEach one after the other and `before` is what lies before them: the first bucket with which the sum reaches `due`.
+// `cut`, shared, is kBuckets, where it stays if there is none; found(bucket, what lies before it) is called by the thread that has it.
+constexpr int kEach = kBuckets / kThreads;
+template <typename F>
+__device__ __forceinline__ void CutBuckets(const double (&mine)[kEach], const double before_mine, double due, int32_t& cut, const F& found) {
+  const int first = static_cast<int>(threadIdx.x) * kEach;
+  double before = before_mine;
+  for (int i = 0; i < kEach; before += mine[i++])
+    if (before < due && before + mine[i] >= due) atomicMin(&cut, first + i);
+  __syncthreads();
+  before = before_mine;
+  for (int i = 0; i < kEach; before += mine[i++])
+    if (cut == first + i) found(cut, before);
+}
+
+// Of ranks [begin, end) of a sorted list, `sum` being the weights before them: found(rank) of the one with which the sum reaches `due`, where the sampler's
+// sums must say so, too.
+template <typename F>
+__device__ __forceinline__ void CutRanks(const RowState& state, const unsigned long long* list, int begin, int end, double sum, double due, double margin,
+                                         const F& found) {
+  for (int i = begin; i < end; i++) {
+    const double before = sum;
+    sum += WeightOf(state, LogitOf(list[i]));
+    if (before <= due - margin && sum >= due + margin) found(list[i]);
+  }
+}
+
 // Lists the ranks of a row's tokens for which `listed` holds, as many as there is room for; `count` counts all. Called by a row's blocks together.
 template <int kCount, typename F>
 __device__ __forceinline__ void ListRanks(const Rows& rows, int64_t row, int32_t* count, const F& listed) {

@@ -107,15 +107,15 @@ __global__ void __launch_bounds__(kThreads) ExactKernel(Rows rows, int32_t count
   for (int32_t r = block; r < count; r += static_cast<int32_t>(gridDim.x)) {
     if (rows.states[r].status != kDoubtful) continue;
     ExactRow row = {.logits = rows.logits.Row(r),
-                          .best = rows.states[r].best,
-                          .choice = rows.choices[r],
-                          .weights = space.weights + static_cast<int64_t>(block) * vocab,
-                          .keys = space.keys + static_cast<int64_t>(block) * space.sorted,
-                          .ids = space.ids + static_cast<int64_t>(block) * space.sorted,
-                          .vocab = vocab,
-                          .sorted = space.sorted,
-                          .typical = false,
-                          .mean = 0};
+                    .best = rows.states[r].best,
+                    .choice = rows.choices[r],
+                    .weights = space.weights + static_cast<int64_t>(block) * vocab,
+                    .keys = space.keys + static_cast<int64_t>(block) * space.sorted,
+                    .ids = space.ids + static_cast<int64_t>(block) * space.sorted,
+                    .vocab = vocab,
+                    .sorted = space.sorted,
+                    .typical = false,
+                    .mean = 0};
     const Choice& choice = row.choice;
     for (int32_t i = thread; i < vocab; i += kThreads) {
       const double distance = row.Distance(i);

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) MeanKernel(Rows rows) {
   for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
     ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
       const double weight = inside ? KeptWeight(state, min_p, x, id) : 0;
-      if (weight > 0) sum += weight, weighted += weight * ((static_cast<double>(x) - state.best) * state.per_logit);
+      if (weight > 0) sum += weight, weighted += weight * XOf(state, x);
     });
   sum = Prefix(sum, of_warps), weighted = Prefix(weighted, of_warps);
   if (threadIdx.x == kThreads - 1) atomicAdd(&there.weight, sum), atomicAdd(&there.weighted, weighted);
@@ -58,21 +58,14 @@ __global__ void __launch_bounds__(kThreads) TypicalHistogramKernel(Rows rows) {
   for (int b = thread; b < kBuckets; b += kThreads)
     if (sums[b] > 0) atomicAdd(all + b, sums[b]);
   if (!LastOfRow(rows.counters)) return;
-  constexpr int kEach = kBuckets / kThreads;
   double mine[kEach], sum = 0;
   for (int i = 0; i < kEach; i++) mine[i] = __ldcg(all + thread * kEach + i), sum += mine[i];
   const double until = Prefix(sum, of_warps), due = choice.typical_p * state.weight;
   __shared__ int32_t cut;
   if (thread == 0) cut = kBuckets;
   __syncthreads();
-  double before = until - sum;
-  for (int i = 0; i < kEach; before += mine[i++])
-    if (before < due && before + mine[i] >= due) atomicMin(&cut, thread * kEach + i);
-  __syncthreads();
-  before = until - sum;
   RowState& to = rows.states[row];
-  for (int i = 0; i < kEach; before += mine[i++])
-    if (cut == thread * kEach + i) to.bucket = cut, to.before = before, to.mean = state.mean;
+  CutBuckets(mine, until - sum, due, cut, [&](int32_t bucket, double before) { to.bucket = bucket, to.before = before, to.mean = state.mean; });
   if (thread == 0 && cut == kBuckets) to.status = kDoubtful;
 }
 
@@ -103,13 +96,10 @@ __global__ void __launch_bounds__(kThreads) TypicalGatherKernel(Rows rows) {
   const int each = sorted / kThreads;
   double sum = 0;
   for (int i = thread * each; i < min((thread + 1) * each, n); i++) sum += WeightOf(state, LogitOf(list[i]));
-  double until = state.before + Prefix(sum, of_warps) - sum;
   const double due = choice.typical_p * state.weight, margin = Margin(rows) * state.weight;
-  for (int i = thread * each; i < min((thread + 1) * each, n); i++) {
-    const double before = until;
-    until += WeightOf(state, LogitOf(list[i]));
-    if (before <= due - margin && until >= due + margin) there.last = list[i], there.farthest = FarFromMean(state, LogitOf(list[i])), there.status = kDraws;
-  }
+  CutRanks(state, list, thread * each, min((thread + 1) * each, n), state.before + Prefix(sum, of_warps) - sum, due, margin, [&](unsigned long long rank) {
+    there.last = rank, there.farthest = FarFromMean(state, LogitOf(rank)), there.status = kDraws;
+  });
 }
 
 }  // namespace

@@ -172,7 +172,7 @@ void State::Begin(const Batch& batch) {
   std::copy(batch.choices.begin(), batch.choices.end(), host.choices);
   std::copy(batch.edits.begin(), batch.edits.end(), host.edits);
   batch_.rows = rows, batch_.sequence_count = static_cast<int32_t>(count), batch_.choices_count = static_cast<int32_t>(choices);
-  batch_.typical = std::any_of(batch.choices.begin(), batch.choices.end(), [](const Choice& choice) { return choice.typical_p < 1; });
+  batch_.typical = AnyTypical(batch.choices);
   batch_.most_rows = batch_.most_keys = 0;
   int64_t used = 0;
   for (int64_t j = 0; j < count; j++) {
