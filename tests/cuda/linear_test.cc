@@ -130,6 +130,10 @@ TEST(CudaLinear, ARowHasTheSameBitsAloneAndAmongMany) {
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kF32, {140, 14336, 4100, 0});  // more inputs than shared memory takes, more tiles than blocks
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {200, 2312, 4096, 0});  // two halves of the inputs, where two blocks share a tile
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {140, 520, 9000, 8});   // more outputs than a tile of each multiprocessor
+  // Pairs of blocks for hundreds of rows, the second one with part of its rows or none; one and more rounds; two halves of the inputs.
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {500, 328, 64 * kSms, 8});
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {1284, 72, 2810, 6});
+  ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {2570, 2312, 2810, 6});
   ExpectSameBits(Dtype::kBf16, Dtype::kBf16, Dtype::kBf16, {130, 128, 97 * kSms + 4, 0});  // where the default mode has a kernel for 97 to 128 rows
 }
 
@@ -172,6 +176,9 @@ TEST(CudaLinear, Bf16IsAsGoodAsThePlainSum) {
     // Many outputs of 97 to 128 rows: one and more rounds of blocks, blocks with fewer outputs at the end, more inputs than shared memory takes.
     for (int64_t out : {97 * kSms + 4, 128 * kSms, 224 * kSms - 8, 240 * kSms, 256 * kSms + 16})
       if (!Gpu::Short() || out == 97 * kSms + 4) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {97, 64, out, 8}, false);
+    // Hundreds of rows.
+    ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {1284, 72, 2810, 6}, false);
+    if (!Gpu::Short()) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {1000, 136, 64 * kSms, 0}, false);
     for (int64_t out : {int64_t{13000}, 224 * kSms - 8})
       if (!Gpu::Short() || out > 13000) ExpectBf16(invariant, Dtype::kBf16, Dtype::kBf16, {100, 512, out, 0}, false);
   }
@@ -219,6 +226,9 @@ TEST(CudaLinear, SwiGluOfTwoProducts) {
   ExpectSwiGluLinears({100, 64, 48 * kSms + 8, 8}, true, true);
   for (int64_t rows : {96, 97, 111, 112, 127, 128, 129})
     if (!Gpu::Short() || rows == 111) ExpectSwiGluLinears({rows, 64, 48 * kSms + 8, 8}, false, rows % 2 == 0);
+  // Hundreds of rows go by pairs of blocks, the second one with part of its rows or none.
+  ExpectSwiGluLinears({250, 64, 64 * kSms - 4, 4}, false, true);
+  if (!Gpu::Short()) ExpectSwiGluLinears({2684, 72, 768, 0}, false, false), ExpectSwiGluLinears({1000, 200, 32 * kSms, 0}, false, true);
   for (int64_t out : {112 * kSms, 240 * kSms + 40}) ExpectSwiGluLinears({110, 448, out, 0}, false, true);
   if (Gpu::Short()) return;
   for (int64_t out : {64 * kSms, 64 * kSms + 8, 112 * kSms, 128 * kSms - 56, 128 * kSms + 8}) ExpectSwiGluLinears({110, 64, out, 0}, false, true);

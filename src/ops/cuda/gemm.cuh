@@ -44,6 +44,13 @@ inline int64_t FirstHalf(const State& state, const Product& p) {
 // many outputs. False elsewhere.
 bool WideProduct(State& state, const Product& p, const void* up = nullptr);
 
+// For hundreds of rows and more, where results can be copied out in boxes: HopperProduct's way there, by rounds of pairs of blocks with 256 by 256 results.
+bool LargeFits(const Product& p);
+int64_t LargeRounds(const State& state, const Product& p);
+void LargeProduct(State& state, const Product& p);
+// silu(x Wᵀ) · (x upᵀ) in the same way, where that is faster than the parts one after the other. False elsewhere.
+bool LargeGatedProduct(State& state, const Product& p, const void* up);
+
 // By cuBLASLt, whose order depends on the number of rows. False where it isn't there or can't.
 bool CublasProduct(State& state, const Product& p);
 // Opens the library, which takes a tenth of a second and more: for a thread that has the time. Else the first product that wants it does.

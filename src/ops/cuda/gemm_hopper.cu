@@ -169,13 +169,14 @@ void HopperProduct(State& state, const Product& p) {
   const auto tiles = [&](int64_t rows) { return DivideUp(p.out, kOutputs) * DivideUp(p.rows, rows); };
   const auto cost = [&](int64_t rows) { return 2 * DivideUp(tiles(rows), state.sms()) * (rows + 24); };
   const auto cost_of_halves = [&](int64_t rows) { return halves && 2 * tiles(rows) <= state.sms() ? rows + 24 : std::numeric_limits<int64_t>::max(); };
-  const int64_t least = std::min({cost(64), cost(128), cost(192), cost(256), cost_of_halves(64), cost_of_halves(128)});
-  if (least == cost_of_halves(64))
+  const int64_t cost_of_large = LargeFits(p) ? 2 * LargeRounds(state, p) * (256 + 16) : std::numeric_limits<int64_t>::max();
+  const int64_t least = std::min({cost(64), cost(128), cost(192), cost_of_halves(64), cost_of_halves(128), cost_of_large});
+  if (least == cost_of_large)
+    LargeProduct(state, p);
+  else if (least == cost_of_halves(64))
     Run<64, true>(state, p);
   else if (least == cost_of_halves(128))
     Run<128, true>(state, p);
-  else if (least == cost(256))
-    Run<256, false>(state, p);
   else if (least == cost(192))
     Run<192, false>(state, p);
   else if (least == cost(128))

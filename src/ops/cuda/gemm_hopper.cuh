@@ -37,6 +37,12 @@ __device__ __forceinline__ void WaitForCluster(uint64_t* barrier, int parity) {
       "r"(parity)
       : "memory");
 }
+// Arrives at what is this block's barrier at the same place in the cluster's block `rank`.
+__device__ __forceinline__ void ArriveInCluster(uint64_t* barrier, int rank) {
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(SharedAddress(barrier)),
+               "r"(rank)
+               : "memory");
+}
 __device__ __forceinline__ int RankInCluster() {
   int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -74,13 +80,24 @@ __device__ __forceinline__ void CopyBoxes(void* to, const CUtensorMap* map, uint
                : "memory");
 }
 
-// The same of weights, which no one reads again soon.
-__device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, uint64_t* barrier, int box, int row) {
+// Of what no one reads again soon.
+__device__ __forceinline__ uint64_t SoonEvicted() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+// The same of weights.
+__device__ __forceinline__ void CopyWeights(void* to, const CUtensorMap* map, uint64_t* barrier, int box, int row) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(SharedAddress(to)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(0), "r"(row), "r"(box), "l"(policy)
+      "l"(map), "r"(SharedAddress(barrier)), "r"(0), "r"(row), "r"(box), "l"(SoonEvicted())
+      : "memory");
+}
+// A box of weights to the same place in both blocks of a cluster; the barrier of each counts its bytes.
+__device__ __forceinline__ void CopyWeightsToBoth(uint32_t to, const CUtensorMap* map, uint32_t barrier, int column, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(uint16_t{0b11}), "l"(SoonEvicted())
       : "memory");
 }
 // What a copying thread does: copy(slot, tile, s) for `count` stages of tiles first, first + step, … < end, from the first one's stage `from` on, as soon as their

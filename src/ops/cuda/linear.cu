@@ -50,7 +50,7 @@ void SwiGluLinears(Context& ctx, const Tensor& x, const LinearWeight& gate, cons
   const auto is_bf16 = [](const Tensor& t) { return t.dtype() == Dtype::kBf16; };
   if (!ctx.invariant && !gate.bias && !up.bias && is_bf16(x) && is_bf16(gate.weight) && is_bf16(up.weight)) {
     const Product p{x.data(), x.stride(0), gate.weight.data(), nullptr, y.data(), y.stride(0), x.rows(), x.cols(), gate.weight.rows(), false};
-    if (WideProduct(StateOf(ctx), p, up.weight.data())) return;
+    if (WideProduct(StateOf(ctx), p, up.weight.data()) || LargeGatedProduct(StateOf(ctx), p, up.weight.data())) return;
   }
   Linears(ctx, x, {gate, up}, gate_up);
   SwiGlu(ctx, gate_up.Columns({0, y.cols()}), gate_up.Columns({y.cols(), y.cols()}), y);

@@ -28,6 +28,17 @@ __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, uin
                "r"(column), "r"(row)
                : "memory");
 }
+// The other way, what of the box lies within the matrix. A thread waits for its own ones: until shared memory has been read for all but the last kLeft, or until
+// all are where they belong.
+__device__ __forceinline__ void StoreBox(const CUtensorMap* map, uint32_t from, int column, int row) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\ncp.async.bulk.commit_group;" ::"l"(map), "r"(from), "r"(column), "r"(row)
+               : "memory");
+}
+template <int kLeft>
+__device__ __forceinline__ void WaitForStoresRead() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kLeft) : "memory");
+}
+__device__ __forceinline__ void WaitForStores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // The first copy needn't wait for its map then.
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 #endif
