@@ -45,11 +45,10 @@ HWY_INLINE Vec Weights(FirstLanes lanes, const W* p) {
 HWY_INLINE Vec LoadOr(Vec, AllLanes lanes, const float* p) { return lanes.Load(p); }
 HWY_INLINE Vec LoadOr(Vec fallback, FirstLanes lanes, const float* p) { return hn::IfThenElse(lanes.mask, lanes.Load(p), fallback); }
 
-// e^x for x ≤ 88, also −∞; NaN stays NaN, so that a broken weight shows in the logits.
-HWY_INLINE Vec Exp(Vec x) { return hn::IfThenElse(hn::Eq(x, x), hn::Exp(F32(), x), x); }
 HWY_INLINE float ExpOf(float x) { return hn::GetLane(Exp(Set(x))); }
 
-HWY_INLINE Vec Silu(Vec x) { return hn::Mul(x, Logistic(x).at); }
+// x / (1 + e^−x). Below x = −88.72, where that is −3e−37 and less, some number of this size.
+HWY_INLINE Vec Silu(Vec x) { return hn::Div(x, hn::Add(Set(1), Exp(hn::Min(Set(88.72), hn::Neg(x))))); }
 
 HWY_INLINE float MaxOf(const float* x, int64_t n) {
   Vec top = Set(-kInfinity);

@@ -45,11 +45,14 @@ void ConvSiluChannels(const Tensor& x, const Tensor& w, const Tensor& bias, cons
       const float* inputs[kTaps];
       for (int64_t k = from; k < end; k++) inputs[k - begin] = input(oldest + k);
       float* out = y.Row<float>(s.row + t) + first;
-      ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
-        Vec sum = lanes.Load((begin == 0 ? start : out) + i);
-        for (int64_t k = from; k < end; k++) sum = hn::MulAdd(lanes.Load(taps[k - begin] + i), lanes.Load(inputs[k - begin] + i), sum);
-        lanes.Store(end == d_conv ? Silu(sum) : sum, out + i);
-      });
+      const auto add_taps = [&](auto count) HWY_ATTR {  // a number that the compiler knows, or none
+        ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
+          Vec sum = lanes.Load((begin == 0 ? start : out) + i);
+          for (int64_t k = from; k < from + count(); k++) sum = hn::MulAdd(lanes.Load(taps[k - begin] + i), lanes.Load(inputs[k - begin] + i), sum);
+          lanes.Store(end == d_conv ? Silu(sum) : sum, out + i);
+        });
+      };
+      end - from == 4 ? add_taps(std::integral_constant<int, 4>()) : add_taps([&] { return end - from; });
     }
   }
 }

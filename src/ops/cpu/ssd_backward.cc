@@ -28,7 +28,7 @@ void SsdSteps(const float* raw, float bias, const SsdShape& shape, float* step, 
   const Vec low = Set(shape.dt_min), high = Set(shape.dt_max);
   ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
     const Vec x = hn::Add(lanes.Load(raw + i), Set(bias)), zero = hn::Zero(F32());
-    const Vec dt = hn::Add(hn::Max(x, zero), hn::Log1p(F32(), hn::Exp(F32(), hn::Neg(hn::Abs(x)))));
+    const Vec dt = hn::Add(hn::Max(x, zero), hn::Log1p(F32(), Exp(hn::Neg(hn::Abs(x)))));
     lanes.Store(hn::Min(hn::Max(dt, low), high), step + i);
     lanes.Store(hn::IfThenElseZero(hn::And(hn::Ge(dt, low), hn::Le(dt, high)), Logistic(x).at), slope + i);
   });
@@ -62,9 +62,9 @@ void Decays(const SsdChunk& chunk, float a, float* w, float* from, float* to) {
     for (int64_t s = 0; s < t; s++) exponents[s] += exponent;
     float* row = w + t * kSsdChunk;
     std::fill(row, row + kSsdChunk, 0.0f);
-    ForLanes(t + 1, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(hn::Exp(F32(), lanes.Load(exponents + i)), row + i); });
+    ForLanes(t + 1, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(Exp(lanes.Load(exponents + i)), row + i); });
   }
-  ForLanes(chunk.rows, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(hn::Exp(F32(), lanes.Load(from + i)), from + i); });
+  ForLanes(chunk.rows, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(Exp(lanes.Load(from + i)), from + i); });
   std::copy_n(w + (chunk.rows - 1) * kSsdChunk, chunk.rows, to);
 }
 
