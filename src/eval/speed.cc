@@ -202,15 +202,22 @@ class Limits {
 double LimitSeconds(const Model& model, const SpeedTest& test, MachineRates rates) {
   const Config& c = model.config;
   Weights weights = model.weights;
-  // Of all but embedding and head. What follows the last mixer need be done for scored rows only.
+  // Of all but embedding and head. What follows the last mixer need be done for scored rows only, and within it what doesn't mix rows, too: z, the gated norm
+  // and out_proj, or o.
   struct Part {
     double bytes = 0, matrix_numbers = 0;
   } every, scored_only;
-  const int last_mixer = static_cast<int>(LastMixer(weights));
+  const size_t last_mixer = LastMixer(weights);
+  const SubBlock& mixer = weights.blocks[last_mixer];
   for (const Param& p : Parameters(c, weights)) {
-    Part& part = p.block > last_mixer ? scored_only : every;
-    if (p.role != Role::kEmbedding) part.bytes += static_cast<double>(p.tensor->bytes());
-    if (p.role == Role::kMatrix) part.matrix_numbers += static_cast<double>(p.size());
+    const bool late = p.block > static_cast<int>(last_mixer) || p.tensor == &mixer.mamba.norm || p.tensor == &mixer.mamba.out_proj.weight ||
+                      p.tensor == &mixer.attention.o.weight;
+    const int64_t rows = p.shape[0], scored_rows = late ? rows : p.tensor == &mixer.mamba.in_proj.weight ? c.inner() : 0;
+    const auto add = [&](Part& part, int64_t count) {
+      if (p.role != Role::kEmbedding) part.bytes += static_cast<double>(static_cast<int64_t>(p.tensor->bytes()) / rows * count);
+      if (p.role == Role::kMatrix) part.matrix_numbers += static_cast<double>(p.size() / rows * count);
+    };
+    add(every, rows - scored_rows), add(scored_only, scored_rows);
   }
   const Tensor &head = weights.head.weight, &embedding = weights.embedding.weight;
   const double row_bytes = static_cast<double>(static_cast<size_t>(c.dim) * SizeOf(embedding.dtype()));
