@@ -22,9 +22,17 @@ constexpr int64_t kBlockK = 512, kSums = 8;
 // Tiles of rows × vectors whose sums stay in registers. Few rows: four vectors of kLanes / kSums outputs each.
 constexpr int kFewRows = HWY_TARGET == HWY_AVX2 ? 3 : 6, kFewVecs = 4;
 constexpr int64_t kFewOutputs = kFewVecs * kLanes / kSums;
-// Many: at AVX2 tiles of 6 rows × 2 vectors load less, but these are 3 to 8 % faster with their inputs by fours (Zen 3).
-constexpr int kPanelRows = HWY_TARGET == HWY_AVX2 ? 4 : 6, kPanelVecs = HWY_TARGET == HWY_AVX2 ? 3 : 4, kInputsTogether = HWY_TARGET == HWY_AVX2 ? 4 : 1;
-constexpr int64_t kPanelOutputs = kPanelVecs * kLanes;
+// Many: so many of an element's sums at a time, so many steps of a sum at a time.
+template <int kRowCount, int kVecCount, int kSumCount, int kStepCount>
+struct Tile {
+  static constexpr int kRows = kRowCount, kVecs = kVecCount, kSumsAtOnce = kSumCount, kSteps = kStepCount;
+  static constexpr int64_t kOutputs = kVecs * kLanes;
+};
+using LargeTile = std::conditional_t<HWY_TARGET == HWY_AVX2, Tile<4, 3, 1, 4>, Tile<6, 4, 1, 1>>;
+// Two sums at a time halve what waits in memory for its neighbour in the tree. That is 5 to 10 % at AVX2 (Zen 3) where a panel stays in the first level cache,
+// as with so few inputs; with more of them larger tiles read less from behind it.
+using ShortTile = Tile<3, 2, 2, 1>;
+[[maybe_unused]] constexpr int64_t kShortInputs = 256;
 
 // kCount rows of a weight, side by side. Past the last of `present` rows it comes again, for nothing.
 template <typename W, int64_t kCount>
@@ -288,83 +296,103 @@ struct Panel {
   }
 };
 
-// kRows rows of x, k of their numbers, times the outputs of a panel.
-template <int kRows, int kVecs>
+// kRows ≤ T::kRows rows of x, k of their numbers, times the outputs of a panel of kVecs ≤ T::kVecs vectors.
+template <typename T, int kRows, int kVecs>
 void MultiplyPanel(const Rows& rows, const Panel& panel, int64_t k, Place place, const float* bias, int64_t outputs) {
   // One after the other so that adding neighbours, then neighbouring pairs, then fours is the tree.
   constexpr int64_t kOrder[kSums] = {0, 2, 1, 3, 4, 6, 5, 7};
+  constexpr int kTogether = T::kSumsAtOnce, kPasses = kSums / kTogether;
+  static_assert(kTogether <= 2);
   const Floats f;
-  HWY_ALIGN float kept[3][kRows][kVecs][kLanes];  // sums of 1, 2 and 4 sums that wait for their neighbour
-  Vec sums[kRows][kVecs];
-  for (int i = 0; i < kSums; i++) {
+  HWY_ALIGN float kept[3][kRows][kVecs][kLanes];  // sums of 1, 2 and 4 passes that wait for their neighbour
+  Vec sums[kTogether][kRows][kVecs];
+  for (int i = 0; i < kPasses; i++) {
+    const int64_t* const of = kOrder + i * kTogether;
+    const float *w[kTogether], *x = rows.x + of[0];
+#pragma GCC unroll 2
+    for (int l = 0; l < kTogether; l++) {
+      w[l] = panel.At(of[l], 0);
 #pragma GCC unroll 6
-    for (int r = 0; r < kRows; r++)
+      for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; v++) sums[r][v] = hn::Zero(f);
-    const float *w = panel.At(kOrder[i], 0), *x = rows.x + kOrder[i];
-    int64_t steps = (k - kOrder[i] + kSums - 1) / kSums;
-    const auto step = [&] HWY_ATTR {
+        for (int v = 0; v < kVecs; v++) sums[l][r][v] = hn::Zero(f);
+    }
+    const auto add = [&](int l) HWY_ATTR {
       Vec ws[kVecs];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; v++) ws[v] = hn::Load(f, w + v * kLanes);
+      for (int v = 0; v < kVecs; v++) ws[v] = hn::Load(f, w[l] + v * kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; r++) {
-        const Vec xs = hn::Set(f, x[r * rows.x_stride]);
+        const Vec xs = hn::Set(f, x[r * rows.x_stride + 2 * l]);  // the second of two sums is two inputs further on
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::MulAdd(xs, ws[v], sums[r][v]);
+        for (int v = 0; v < kVecs; v++) sums[l][r][v] = hn::MulAdd(xs, ws[v], sums[l][r][v]);
       }
-      w += kVecs * kLanes, x += kSums;
+      w[l] += kVecs * kLanes;
     };
-    if constexpr (kInputsTogether == 4)
+    const auto step = [&] HWY_ATTR {
+      add(0);
+      if constexpr (kTogether == 2) add(1);
+      x += kSums;
+    };
+    const auto inputs_of = [&](int64_t sum) { return (k - sum + kSums - 1) / kSums; };
+    int64_t steps = inputs_of(of[kTogether - 1]);  // of the last sum, which may have one less
+    const int64_t rest = inputs_of(of[0]) - steps;
+    if constexpr (T::kSteps == 4)
       for (; steps >= 4; steps -= 4) step(), step(), step(), step();
     for (; steps > 0; steps--) step();
+    if (kTogether == 2 && rest > 0) add(0);
+
+    auto& total = sums[0];
+    if constexpr (kTogether == 2)
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; v++) total[r][v] = hn::Add(total[r][v], sums[1][r][v]);
     int level = 0;
     for (; i >> level & 1; level++)
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; v++) sums[r][v] = hn::Add(hn::Load(f, kept[level][r][v]), sums[r][v]);
-    if (i + 1 == kSums) break;
+        for (int v = 0; v < kVecs; v++) total[r][v] = hn::Add(hn::Load(f, kept[level][r][v]), total[r][v]);
+    if (i + 1 == kPasses) break;
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; v++) hn::Store(sums[r][v], f, kept[level][r][v]);
+      for (int v = 0; v < kVecs; v++) hn::Store(total[r][v], f, kept[level][r][v]);
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; v++)
-      place.Store(f, sums[r][v], bias + v * kLanes, rows.y + r * rows.y_stride + v * kLanes, v + 1 < kVecs ? kLanes : outputs - v * kLanes);
+      place.Store(f, sums[0][r][v], bias + v * kLanes, rows.y + r * rows.y_stride + v * kLanes, v + 1 < kVecs ? kLanes : outputs - v * kLanes);
 }
 
-// Panels that one piece of work takes at a time, where there are enough of them: as many as the second level cache has room for beside x.
-constexpr int64_t kMostPanels = 4, kPanelFloats = std::max<int64_t>(50 * 1024, Panel::Size(kBlockK / kSums, kPanelVecs));
-int64_t PanelsAtOnce(int64_t inputs) {
-  return std::clamp<int64_t>(kPanelFloats / Panel::Size(CeilDiv(std::min(inputs, kBlockK), kSums), kPanelVecs), 1, kMostPanels);
-}
+// Panels that one piece of work takes at most: the second level cache has room for them beside x.
+constexpr int64_t kMostPanels = HWY_TARGET == HWY_AVX2 ? 4 : 2;
 
 // Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y. Some rows go through all panels before the next ones do, which are read so often less from
 // behind the second level cache; a panel and a tile of x are in the first.
-template <typename W>
+template <typename T, typename W>
 void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
   constexpr int64_t kRowsAtOnce = 48;
-  HWY_ALIGN float data[kPanelFloats], bias[kMostPanels * kPanelOutputs];
-  LoadBias(w.bias, n, outputs, bias, kMostPanels * kPanelOutputs);
-  const int64_t tile_rows = EvenPiece(rows, kPanelRows), rows_at_once = std::max(kRowsAtOnce / tile_rows, int64_t{1}) * tile_rows, all = x.cols();
+  constexpr int64_t kPanel = T::kOutputs;
+  HWY_ALIGN float data[kMostPanels * Panel::Size(kBlockK / kSums, T::kVecs)], bias[kMostPanels * kPanel];
+  LoadBias(w.bias, n, outputs, bias, kMostPanels * kPanel);
+  const int64_t tile_rows = EvenPiece(rows, T::kRows), rows_at_once = std::max(kRowsAtOnce / tile_rows, int64_t{1}) * tile_rows, all = x.cols();
   for (int64_t k = 0; k < all; k += kBlockK) {
     const int64_t part = std::min(kBlockK, all - k), steps = CeilDiv(part, kSums);
-    const auto outputs_from = [&](int64_t o) { return std::min(kPanelOutputs, outputs - o); };
-    const auto panel_at = [&](int64_t o) { return Panel{data + o / kPanelOutputs * Panel::Size(steps, kPanelVecs), steps, CeilDiv(outputs_from(o), kLanes)}; };
-    for (int64_t o = 0; o < outputs; o += kPanelOutputs) panel_at(o).Fill(w.weight.Row<W>(n + o) + k, w.weight.stride(0), outputs_from(o), part);
+    const auto outputs_from = [&](int64_t o) { return std::min(kPanel, outputs - o); };
+    const auto panel_at = [&](int64_t o) { return Panel{data + o / kPanel * Panel::Size(steps, T::kVecs), steps, CeilDiv(outputs_from(o), kLanes)}; };
+    for (int64_t o = 0; o < outputs; o += kPanel) panel_at(o).Fill(w.weight.Row<W>(n + o) + k, w.weight.stride(0), outputs_from(o), part);
     for (int64_t first = row; first < row + rows; first += rows_at_once) {
       const int64_t end = std::min(first + rows_at_once, row + rows);
-      for (int64_t o = 0; o < outputs; o += kPanelOutputs) {
+      for (int64_t o = 0; o < outputs; o += kPanel) {
         const Panel panel = panel_at(o);
-        WithRows<kPanelVecs>(panel.vecs, [&](auto vecs) HWY_ATTR {
+        WithRows<T::kVecs>(panel.vecs, [&](auto vecs) HWY_ATTR {
           for (int64_t r = first; r < end; r += tile_rows) {
             const Rows tile = {x.Row<float>(r) + k, x.stride(0), y.Row<float>(r) + n + o, y.stride(0)};
-            WithRows<kPanelRows>(std::min(tile_rows, end - r), [&](auto count) HWY_ATTR {
-              MultiplyPanel<decltype(count)::value, decltype(vecs)::value>(tile, panel, part, {k == 0, k + part == all}, bias + o, outputs_from(o));
+            WithRows<T::kRows>(std::min(tile_rows, end - r), [&](auto count) HWY_ATTR {
+              MultiplyPanel<T, decltype(count)::value, decltype(vecs)::value>(tile, panel, part, {k == 0, k + part == all}, bias + o, outputs_from(o));
             });
           }
         });
@@ -396,15 +424,15 @@ void LinearsFew(Context& ctx, const Tensor& x, std::span<const LinearWeight> mat
   });
 }
 
-template <typename W>
+template <typename T, typename W>
 void LinearMany(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
   const int64_t rows = x.rows(), outputs = y.cols(), threads = ctx.threads->threads();
-  const int64_t panels = CeilDiv(outputs, kPanelOutputs), at_once = PanelsAtOnce(x.cols());
+  const int64_t panels = CeilDiv(outputs, T::kOutputs);
   // Pieces of several panels at first, of one in the end, so that the threads end together.
-  const auto panels_from = [&](int64_t panel) { return std::min(at_once, CeilDiv(panels - panel, 2 * threads)); };
-  const int64_t large = CeilDiv(std::max<int64_t>(0, panels - 2 * threads * (at_once - 1)), at_once);  // pieces of at_once
+  const auto panels_from = [&](int64_t panel) { return std::min(kMostPanels, CeilDiv(panels - panel, 2 * threads)); };
+  const int64_t large = CeilDiv(std::max<int64_t>(0, panels - 2 * threads * (kMostPanels - 1)), kMostPanels);  // pieces of so many
   const auto first_panel = [&](int64_t piece) {
-    int64_t panel = std::min(piece, large) * at_once;
+    int64_t panel = std::min(piece, large) * kMostPanels;
     for (int64_t i = large; i < piece; i++) panel += panels_from(panel);
     return panel;
   };
@@ -413,11 +441,11 @@ void LinearMany(Context& ctx, const Tensor& x, const LinearWeight& w, const Tens
   // Every part of the rows turns the weight anew: no more parts than the threads need to end together.
   constexpr int64_t kLeastRows = 48;
   const int64_t wanted = CeilDiv(2 * threads, pieces);
-  const int64_t row_step = CeilDiv(EvenPiece(rows, std::max(kLeastRows, CeilDiv(rows, wanted))), kPanelRows) * kPanelRows, row_parts = CeilDiv(rows, row_step);
+  const int64_t row_step = CeilDiv(EvenPiece(rows, std::max(kLeastRows, CeilDiv(rows, wanted))), T::kRows) * T::kRows, row_parts = CeilDiv(rows, row_step);
   ctx.threads->For(row_parts * pieces, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
-      const int64_t panel = first_panel(i / row_parts), row = i % row_parts * row_step, n = panel * kPanelOutputs;
-      MultiplyPanels<W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(panels_from(panel) * kPanelOutputs, outputs - n));
+      const int64_t panel = first_panel(i / row_parts), row = i % row_parts * row_step, n = panel * T::kOutputs;
+      MultiplyPanels<T, W>(x, w, y, row, std::min(row_step, rows - row), n, std::min(panels_from(panel) * T::kOutputs, outputs - n));
     }
   });
 }
@@ -427,7 +455,9 @@ void LinearAs(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor
   const int64_t rows = x.rows(), k = x.cols();
   if (rows == 0) return;
   if (rows < kManyRows || k == 0) return LinearsFew<W>(ctx, x, {&w, 1}, y);
-  LinearMany<W>(ctx, x, w, y);
+  if constexpr (HWY_TARGET == HWY_AVX2)
+    if (k <= kShortInputs) return LinearMany<ShortTile, W>(ctx, x, w, y);
+  LinearMany<LargeTile, W>(ctx, x, w, y);
 }
 
 void Linear(Context& ctx, const Tensor& x, const LinearWeight& w, const Tensor& y) {
