@@ -370,12 +370,11 @@ void MultiplyPanel(const Rows& rows, const Panel& panel, int64_t k, Place place,
 // Panels that one piece of work takes at most: the second level cache has room for them beside x.
 constexpr int64_t kMostPanels = HWY_TARGET == HWY_AVX2 ? 4 : 2;
 
-// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y. Some rows go through all panels before the next ones do, which are read so often less from
-// behind the second level cache; a panel and a tile of x are in the first.
+// Many rows: rows [row, row + rows) × outputs [n, n + outputs) of y. Some rows go through all panels before the next ones do, so that x comes from behind the
+// second level cache less often; a panel and a tile of x are in the first.
 template <typename T, typename W>
 void MultiplyPanels(const Tensor& x, const LinearWeight& w, const Tensor& y, int64_t row, int64_t rows, int64_t n, int64_t outputs) {
-  constexpr int64_t kRowsAtOnce = 48;
-  constexpr int64_t kPanel = T::kOutputs;
+  constexpr int64_t kRowsAtOnce = 48, kPanel = T::kOutputs;
   HWY_ALIGN float data[kMostPanels * Panel::Size(kBlockK / kSums, T::kVecs)], bias[kMostPanels * kPanel];
   LoadBias(w.bias, n, outputs, bias, kMostPanels * kPanel);
   const int64_t tile_rows = EvenPiece(rows, T::kRows), rows_at_once = std::max(kRowsAtOnce / tile_rows, int64_t{1}) * tile_rows, all = x.cols();
@@ -437,7 +436,7 @@ void LinearMany(Context& ctx, const Tensor& x, const LinearWeight& w, const Tens
     return panel;
   };
   int64_t pieces = large;
-  while (first_panel(pieces) < panels) pieces++;
+  for (int64_t panel = large * kMostPanels; panel < panels; panel += panels_from(panel)) pieces++;
   // Every part of the rows turns the weight anew: no more parts than the threads need to end together.
   constexpr int64_t kLeastRows = 48;
   const int64_t wanted = CeilDiv(2 * threads, pieces);
