@@ -47,9 +47,6 @@ HWY_INLINE Vec LoadOr(Vec fallback, FirstLanes lanes, const float* p) { return h
 
 HWY_INLINE float ExpOf(float x) { return hn::GetLane(Exp(Set(x))); }
 
-// x / (1 + e^−x). Below x = −88.72, where that is −3e−37 and less, some number of this size.
-HWY_INLINE Vec Silu(Vec x) { return hn::Div(x, hn::Add(Set(1), Exp(hn::Min(Set(88.72), hn::Neg(x))))); }
-
 HWY_INLINE float MaxOf(const float* x, int64_t n) {
   Vec top = Set(-kInfinity);
   ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR { top = hn::Max(top, LoadOr(Set(-kInfinity), lanes, x + i)); });

@@ -79,6 +79,9 @@ HWY_INLINE Vec Exp(Vec x) {
   return hn::IfThenElse(hn::Ge(x, Set(-87.3365)), y, hn::Max(hn::Zero(F32()), x));  // in this order NaN stays NaN
 }
 
+// x / (1 + e^−x). Below x = −88.72, where that is −3e−37 and less, some number of this size.
+HWY_INLINE Vec Silu(Vec x) { return hn::Div(x, hn::Add(Set(1), Exp(hn::Min(Set(88.72), hn::Neg(x))))); }
+
 // σ(x) and σ(−x) = 1 − σ(x), each to full relative precision and without overflow for any x.
 struct Logistic {
   Vec at, complement;

@@ -30,7 +30,7 @@ void GatedRmsNormRow(const float* y, const float* z, const float* w, double eps,
                      int64_t n) {
   ForLanes(n, [&](auto lanes, int64_t i) HWY_ATTR {
     const Vec gate = lanes.Load(z + i);
-    lanes.Store(hn::Mul(lanes.Load(y + i), hn::Mul(gate, Logistic(gate).at)), v + i);
+    lanes.Store(hn::Mul(lanes.Load(y + i), Silu(gate)), v + i);
     lanes.Store(hn::Zero(F32()), dv + i);
   });
   RmsNormRow(v, w, eps, dout, dv, dw, n);

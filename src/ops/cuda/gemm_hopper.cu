@@ -20,25 +20,14 @@ struct Tiles {
   static constexpr int kShared = kStages * kStage + kOtherHalf + kConsumers * 4 * kResultBytes<kRows> + 1024;  // stages are aligned to 1024 bytes within it
 };
 
-// Where the n-th tile lies: rows by rows within bands of kBand tiles, so that what the blocks read at a time stays in the cache.
-struct Grid {
-  int row_tiles, output_tiles;
-  __host__ __device__ int count() const { return row_tiles * output_tiles; }
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __device__ void Place(int n, int* row, int* output) const {
-    constexpr int kBand = 12;
-    const int first = n / (kBand * output_tiles) * kBand, in_band = n % (kBand * output_tiles), height = kBand < row_tiles - first ? kBand : row_tiles - first;
-    *row = first + in_band % height, *output = in_band / height;
-  }
-#endif
-};
+using Tiling = Grid<12>;
 
 // last_x: x in boxes of as many rows as the last tile has. half: stages of the first half (FirstHalf). first_halves, of a block that does both:
 // [block][kConsumers][kRows / 8][128] of four sums.
 template <int kRows, bool kHalves>
 __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUSTER(kHalves ? 2 : 1)
     HopperKernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap last_x,
-                 const Product p, const Grid grid, int half, float4* first_halves) {
+                 const Product p, const Tiling grid, int half, float4* first_halves) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using T = Tiles<kRows, kHalves>;
   constexpr bool kMoveRegisters = kRows > 128;  // from the copying warps to the others
@@ -123,8 +112,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
       } else {
         multiply(0, min(half, count));
         if (half < count) {
-#pragma unroll
-          for (int i = 0; i < kRows / 2; i += 4) saved[i / 4 * 128] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
+          SaveSums<kRows>(sum, saved);
           multiply(half, count);
           AddSums<kRows>(sum, saved);
         }
@@ -141,7 +129,7 @@ __global__ void __launch_bounds__(Tiles<kRows, kHalves>::kThreads, 1) BAMBA_CLUS
 template <int kRows, bool kHalves>
 void Run(State& state, const Product& p) {
   using T = Tiles<kRows, kHalves>;
-  const Grid grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, kOutputs))};
+  const Tiling grid{static_cast<int>(DivideUp(p.rows, kRows)), static_cast<int>(DivideUp(p.out, kOutputs))};
   const int last_rows = static_cast<int>(p.rows - (grid.row_tiles - 1) * kRows);
   const CUtensorMap weights = MapOf(p.w, p.out, p.in, p.in, kOutputs), x = MapOf(p.x, p.rows, p.in, p.x_stride, kRows),
                     last_x = MapOf(p.x, p.rows, p.in, p.x_stride, last_rows);

@@ -22,6 +22,19 @@ CUtensorMap MapOfBoxes(const void* data, int64_t rows, int64_t in, int64_t strid
 #define BAMBA_CLUSTER(n) __cluster_dims__(n)
 #endif
 
+// Where the n-th tile lies: rows by rows within bands of kBand tiles, so that what the blocks read at a time stays in the cache.
+template <int kBand>
+struct Grid {
+  int row_tiles, output_tiles;
+  __host__ __device__ int count() const { return row_tiles * output_tiles; }
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __device__ void Place(int n, int* row, int* output) const {
+    const int first = n / (kBand * output_tiles) * kBand, in_band = n % (kBand * output_tiles), height = kBand < row_tiles - first ? kBand : row_tiles - first;
+    *row = first + in_band % height, *output = in_band / height;
+  }
+#endif
+};
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // WaitFor where another block of the cluster arrives.
 __device__ __forceinline__ void WaitForCluster(uint64_t* barrier, int parity) {
@@ -64,7 +77,12 @@ __device__ __forceinline__ void SendSums(const float (&sums)[kRows / 2], const f
                  "f"(sums[i + 1]), "f"(sums[i + 2]), "f"(sums[i + 3]), "r"(counts)
                  : "memory");
 }
-// Adds a thread's sums that lie like that.
+// The same to this block's memory, and sums that lie like that added.
+template <int kRows>
+__device__ __forceinline__ void SaveSums(const float (&sums)[kRows / 2], float4* to) {
+#pragma unroll
+  for (int i = 0; i < kRows / 2; i += 4) to[i / 4 * 128] = {sums[i], sums[i + 1], sums[i + 2], sums[i + 3]};
+}
 template <int kRows>
 __device__ __forceinline__ void AddSums(float (&sums)[kRows / 2], const float4* from) {
 #pragma unroll

@@ -22,18 +22,7 @@ struct Large {
   static constexpr int kShared = kStages * kStage + kGroups * 4 * 2 * kBox + 1024;          // stages and boxes are aligned to 1024 bytes in it
 };
 
-// Where the n-th pair of tiles lies, one below the other: rows by rows within bands, so that what the blocks read at a time stays in the cache.
-struct Pairs {
-  int row_pairs, output_tiles;
-  __host__ __device__ int count() const { return row_pairs * output_tiles; }
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __device__ void Place(int n, int* row_pair, int* output_tile) const {
-    constexpr int kBand = 8;
-    const int first = n / (kBand * output_tiles) * kBand, in_band = n % (kBand * output_tiles), height = min(kBand, row_pairs - first);
-    *row_pair = first + in_band % height, *output_tile = in_band / height;
-  }
-#endif
-};
+using Pairs = Grid<8>;  // of tiles, one below the other
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Four matrices of eight rows by eight columns, each lane with two numbers side by side of every one, to shared memory; lane 8 i + r says where row r of matrix i goes.
@@ -126,8 +115,7 @@ __global__ void __launch_bounds__(Large<kGated>::kThreads, 1) BAMBA_CLUSTER(2)
       };
       multiply(0, min(half, count));
       if (half < count) {
-#pragma unroll
-        for (int i = 0; i < kWidth / 2; i += 4) saved[i / 4 * 128] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
+        SaveSums<kWidth>(sum, saved);
         multiply(half, count);
         AddSums<kWidth>(sum, saved);
       }

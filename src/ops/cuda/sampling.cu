@@ -105,11 +105,10 @@ __global__ void __launch_bounds__(kThreads) BestKernel(Rows rows) {
   const Choice& choice = rows.choices[row];
   for (unsigned b = blockIdx.x * kThreads + threadIdx.x; b < kBuckets; b += gridDim.x * kThreads) rows.sums[row * kBuckets + b] = 0, rows.counts[row * kBuckets + b] = 0;
   unsigned long long best = 0, worst = 0;  // the worst's rank with its bits inverted
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool there) {
-      const unsigned long long rank = RankOf(x, id);
-      if (there) best = max(best, rank), worst = max(worst, rank > 0 ? ~rank : 0);
-    });
+  ForOwnChunks<kCount>(rows, row, [&](float x, uint32_t id, bool there) {
+    const unsigned long long rank = RankOf(x, id);
+    if (there) best = max(best, rank), worst = max(worst, rank > 0 ? ~rank : 0);
+  });
   best = BlockMax(best, warps);
   __syncthreads();
   worst = BlockMax(worst, warps);
@@ -148,19 +147,18 @@ __global__ void __launch_bounds__(kThreads) HistogramKernel(Rows rows) {
   const int thread = static_cast<int>(threadIdx.x);
   for (int b = thread; b < kBuckets; b += kThreads) sums[b] = 0, counts[b] = 0;
   __syncthreads();
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t, bool there) {
-      const int32_t bucket = there && Counts(state, x) ? BucketOf(state, x) : -1;
-      double weight = bucket >= 0 ? WeightOf(state, x) : 0;
-      // Logits that are as good as equal would wait for each other.
-      if (__all_sync(~0u, bucket == __shfl_sync(~0u, bucket, 0))) {
+  ForOwnChunks<kCount>(rows, row, [&](float x, uint32_t, bool there) {
+    const int32_t bucket = there && Counts(state, x) ? BucketOf(state, x) : -1;
+    double weight = bucket >= 0 ? WeightOf(state, x) : 0;
+    // Logits that are as good as equal would wait for each other.
+    if (__all_sync(~0u, bucket == __shfl_sync(~0u, bucket, 0))) {
 #pragma unroll
-        for (int lanes = 16; lanes > 0; lanes /= 2) weight += __shfl_xor_sync(~0u, weight, lanes);
-        if (bucket >= 0 && thread % 32 == 0) atomicAdd(sums + bucket, weight), atomicAdd(counts + bucket, 32);
-      } else if (bucket >= 0) {
-        atomicAdd(sums + bucket, weight), atomicAdd(counts + bucket, 1);
-      }
-    });
+      for (int lanes = 16; lanes > 0; lanes /= 2) weight += __shfl_xor_sync(~0u, weight, lanes);
+      if (bucket >= 0 && thread % 32 == 0) atomicAdd(sums + bucket, weight), atomicAdd(counts + bucket, 32);
+    } else if (bucket >= 0) {
+      atomicAdd(sums + bucket, weight), atomicAdd(counts + bucket, 1);
+    }
+  });
   __syncthreads();
   double* const all_sums = rows.sums + row * kBuckets;
   int32_t* const all_counts = rows.counts + row * kBuckets;

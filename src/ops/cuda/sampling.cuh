@@ -80,6 +80,13 @@ __device__ __forceinline__ void ForChunk(const float* x, int32_t vocab, int32_t 
       f(units[u].at[i], static_cast<uint32_t>(first + u * kThreads * kCount + i), first + u * kThreads * kCount < vocab);
 }
 
+// The same for all chunks of a row that are this block's.
+template <int kCount, typename F>
+__device__ __forceinline__ void ForOwnChunks(const Rows& rows, int64_t row, const F& f) {
+  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
+    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, f);
+}
+
 // Whether this block is the row's last one to come here. It then sees what the others wrote, through __ldcg.
 __device__ __forceinline__ bool LastOfRow(int32_t* counters) {
   __shared__ bool last;
@@ -170,16 +177,15 @@ template <int kCount, typename F>
 __device__ __forceinline__ void ListRanks(const Rows& rows, int64_t row, int32_t* count, const F& listed) {
   unsigned long long* const all = rows.lists + row * kListed;
   const int thread = static_cast<int>(threadIdx.x);
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
-      const bool here = inside && listed(x, id);
-      const unsigned warp = __ballot_sync(~0u, here);
-      if (warp == 0) return;
-      int at = 0;
-      if (thread % 32 == 0) at = atomicAdd(count, __popc(warp));
-      at = __shfl_sync(~0u, at, 0) + __popc(warp & ((1u << thread % 32) - 1));
-      if (here && at < kListed) all[at] = RankOf(x, id);
-    });
+  ForOwnChunks<kCount>(rows, row, [&](float x, uint32_t id, bool inside) {
+    const bool here = inside && listed(x, id);
+    const unsigned warp = __ballot_sync(~0u, here);
+    if (warp == 0) return;
+    int at = 0;
+    if (thread % 32 == 0) at = atomicAdd(count, __popc(warp));
+    at = __shfl_sync(~0u, at, 0) + __popc(warp & ((1u << thread % 32) - 1));
+    if (here && at < kListed) all[at] = RankOf(x, id);
+  });
 }
 
 // The block's `list` becomes the n ranks of `all` with the first one by `before` in front, and then ranks of 0, which must be last. Gives how many there are

@@ -5,6 +5,8 @@
 namespace bamba::cuda::sampling {
 namespace {
 
+// Of a row that these kernels have nothing to do for.
+__device__ __forceinline__ bool Skips(const RowState& state, const Choice& choice) { return state.status != kDraws || choice.typical_p >= 1; }
 __device__ __forceinline__ RowState WithMean(RowState state) {
   state.mean = state.weighted / state.weight;
   return state;
@@ -23,14 +25,13 @@ __global__ void __launch_bounds__(kThreads) MeanKernel(Rows rows) {
   const RowState state = there;
   const Choice& choice = rows.choices[row];
   const double min_p = choice.min_p;
-  if (state.status != kDraws || choice.typical_p >= 1) return;
+  if (Skips(state, choice)) return;
   for (unsigned b = blockIdx.x * kThreads + threadIdx.x; b < kBuckets; b += gridDim.x * kThreads) rows.sums[row * kBuckets + b] = 0;
   double sum = 0, weighted = 0;
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
-      const double weight = inside ? KeptWeight(state, min_p, x, id) : 0;
-      if (weight > 0) sum += weight, weighted += weight * XOf(state, x);
-    });
+  ForOwnChunks<kCount>(rows, row, [&](float x, uint32_t id, bool inside) {
+    const double weight = inside ? KeptWeight(state, min_p, x, id) : 0;
+    if (weight > 0) sum += weight, weighted += weight * XOf(state, x);
+  });
   sum = Prefix(sum, of_warps), weighted = Prefix(weighted, of_warps);
   if (threadIdx.x == kThreads - 1) atomicAdd(&there.weight, sum), atomicAdd(&there.weighted, weighted);
 }
@@ -44,15 +45,14 @@ __global__ void __launch_bounds__(kThreads) TypicalHistogramKernel(Rows rows) {
   const int64_t row = blockIdx.y;
   const RowState state = WithMean(rows.states[row]);
   const Choice choice = rows.choices[row];
-  if (state.status != kDraws || choice.typical_p >= 1) return;
+  if (Skips(state, choice)) return;
   const int thread = static_cast<int>(threadIdx.x);
   for (int b = thread; b < kBuckets; b += kThreads) sums[b] = 0;
   __syncthreads();
-  for (int32_t chunk = static_cast<int32_t>(blockIdx.x); chunk < rows.chunks(); chunk += static_cast<int32_t>(gridDim.x))
-    ForChunk<kCount>(rows.logits.Row(row), rows.vocab, chunk, [&](float x, uint32_t id, bool inside) {
-      const double weight = inside ? KeptWeight(state, choice.min_p, x, id) : 0;
-      if (weight > 0) atomicAdd(sums + TypicalBucketOf(state, x), weight);
-    });
+  ForOwnChunks<kCount>(rows, row, [&](float x, uint32_t id, bool inside) {
+    const double weight = inside ? KeptWeight(state, choice.min_p, x, id) : 0;
+    if (weight > 0) atomicAdd(sums + TypicalBucketOf(state, x), weight);
+  });
   __syncthreads();
   double* const all = rows.sums + row * kBuckets;
   for (int b = thread; b < kBuckets; b += kThreads)
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) TypicalGatherKernel(Rows rows) {
   RowState& there = rows.states[row];
   const RowState state = there;
   const Choice choice = rows.choices[row];
-  if (state.status != kDraws || choice.typical_p >= 1) return;
+  if (Skips(state, choice)) return;
   const int thread = static_cast<int>(threadIdx.x);
   ListRanks<kCount>(rows, row, &there.listed_typical,
                     [&](float x, uint32_t id) { return KeptWeight(state, choice.min_p, x, id) > 0 && TypicalBucketOf(state, x) == state.bucket; });
